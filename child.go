@@ -1,0 +1,492 @@
+package prefork
+
+// The child's side: what it inherits, how it serves it, what it tells the
+// master, and how it drains. Nothing here runs in a master.
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/fiber-prefork/prefork/internal/control"
+	"github.com/fiber-prefork/prefork/internal/socket"
+)
+
+const (
+	envFiber = "FASTHTTP_PREFORK_CHILD" // what fiber.IsChild looks at: "1"
+	envChild = "FIBER_PREFORK_CHILD"    // ours: a childEnv
+
+	listenerFD = 3
+	controlFD  = 4
+)
+
+const (
+	// lameDuck is how long a draining child leaves connections open on which
+	// nothing is asked, so that a request that is on its way is answered and
+	// not met by a closed connection.
+	lameDuck = 500 * time.Millisecond
+	// drainPoll is how often a draining child looks whether all connections are gone.
+	drainPoll = 5 * time.Millisecond
+	// leaveGrace is how long main may take to end after Listen has returned
+	// before the child sends itself the signal that main may be waiting for.
+	leaveGrace = time.Second
+)
+
+// childEnv is what the master tells a child through its environment.
+type childEnv struct {
+	master     int    // pid
+	slot       int    // from 0
+	generation int    // from 0
+	tls        bool   // the listener that the master was given has TLS around it
+	key        string // listenerKey of what is served; "" for a foreign listener
+}
+
+const envVersion = "1"
+
+func (e childEnv) String() string {
+	return fmt.Sprintf("%s %d %d %d %t %s", envVersion, e.master, e.slot, e.generation, e.tls, e.key)
+}
+
+// parseChildEnv is the inverse of childEnv.String.
+func parseChildEnv(s string) (childEnv, error) {
+	fields := strings.SplitN(s, " ", 6)
+	if len(fields) != 6 || fields[0] != envVersion {
+		return childEnv{}, fmt.Errorf("%s=%q: not of version %s", envChild, s, envVersion)
+	}
+	var numbers [3]int
+	for i := range numbers {
+		n, err := strconv.ParseInt(fields[i+1], 10, 32)
+		if err != nil || n < 0 {
+			return childEnv{}, fmt.Errorf("%s=%q: field %d is not a number", envChild, s, i+1)
+		}
+		numbers[i] = int(n)
+	}
+	if fields[4] != "true" && fields[4] != "false" {
+		return childEnv{}, fmt.Errorf("%s=%q: field 4 is not a boolean", envChild, s)
+	}
+	return childEnv{master: numbers[0], slot: numbers[1], generation: numbers[2], tls: fields[4] == "true", key: fields[5]}, nil
+}
+
+// IsChild reports whether this process is a child that serves for a master of
+// this package. It is decided when the process starts and never changes: a
+// program that a child runs is not a child. fiber.IsChild agrees.
+func IsChild() bool { return inherited != nil }
+
+// inherited is what this process got from a master, nil if it has none. It is
+// found when the process starts, before main can run another program that
+// would get a copy of it.
+var inherited = inherit()
+
+// inheritance is the one listener and the one channel that a child has.
+type inheritance struct {
+	childEnv
+	control *control.Conn
+	drain   chan order // gets the one order to drain
+	ended   latch      // the app that this child serves has ended
+
+	mu    sync.Mutex
+	ln    *inheritedListener // set by the first listener() that matches
+	taken bool               // an app serves it
+}
+
+const askedByMaster = "the master"
+
+// order is to drain: asked by whom, and in which time (0: the configured one).
+type order struct {
+	asker  string
+	within time.Duration
+}
+
+func inherit() *inheritance {
+	value, ok := os.LookupEnv(envChild)
+	if !ok {
+		return nil
+	}
+	env, err := parseChildEnv(value)
+	if err != nil || !bornOf(env.master) {
+		// A program that a child runs, or another version's leftovers: what
+		// it inherited is not ours, and fiber.IsChild must not say that it is.
+		_ = os.Unsetenv(envChild)
+		_ = os.Unsetenv(envFiber)
+		return nil
+	}
+	adopt(listenerFD, controlFD)
+	conn, err := control.Open(controlFD)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%sslot %d pid %d: %v\n", logPrefix, env.slot, os.Getpid(), err)
+		os.Exit(1)
+	}
+	in := &inheritance{childEnv: env, control: conn, drain: make(chan order, 1), ended: newLatch()}
+	go in.receive()
+	return in
+}
+
+// receive waits for the master's word. The end of the stream is its death:
+// whoever serves drains then, and a child that does not serve yet has no
+// reason to begin.
+func (in *inheritance) receive() {
+	for {
+		m, err := in.control.Receive()
+		switch {
+		case err == nil && m.Kind == control.Drain:
+			in.drain <- order{askedByMaster, m.Within}
+			return
+		case err == nil:
+			continue // of a kind for a later version's child
+		}
+		in.mu.Lock()
+		serving := in.taken
+		in.mu.Unlock()
+		if !serving {
+			os.Exit(1)
+		}
+		in.drain <- order{asker: "the death of the master"}
+		return
+	}
+}
+
+// listener returns the listener that this child has been started for, if key
+// is its, and else one that never gets a connection: a program may have more
+// servers than the one that this child belongs to.
+func (in *inheritance) listener(network, addr string) *inheritedListener {
+	key := listenerKey(network, addr)
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if key != in.key {
+		return &inheritedListener{key: key, addr: foreignAddr{network, addr}, done: make(chan struct{})}
+	}
+	return in.open()
+}
+
+// open returns the inherited listener, the same each time. in.mu is held.
+func (in *inheritance) open() *inheritedListener {
+	if in.ln == nil {
+		ln, err := socket.Inherit(listenerFD)
+		in.ln = &inheritedListener{key: in.key, ln: ln, err: err, mine: true, control: in.control, done: make(chan struct{})}
+		if err == nil {
+			in.ln.addr = ln.Addr()
+		} else {
+			in.ln.addr = foreignAddr{"", in.key}
+		}
+	}
+	return in.ln
+}
+
+// take makes ln served, once.
+func (in *inheritance) take() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.taken {
+		return false
+	}
+	in.taken = true
+	return true
+}
+
+// foreignAddr is an address that another child serves, as the program named it.
+type foreignAddr struct{ network, addr string }
+
+func (a foreignAddr) Network() string { return a.network }
+func (a foreignAddr) String() string  { return a.addr }
+
+// inheritedListener is the slot's listener in a child. Its first Accept makes
+// the child ready. Once it drains, Accept gives what the queue still holds
+// and then net.ErrClosed.
+type inheritedListener struct {
+	key     string
+	addr    net.Addr
+	ln      net.Listener // nil if not mine, or with err
+	err     error
+	mine    bool // this child was started for it
+	control *control.Conn
+
+	accepted atomic.Bool // Accept has been called: the child is ready
+	draining atomic.Bool
+	closing  sync.Once
+	done     chan struct{} // closed by Close
+}
+
+// Addr returns the address that the master has bound.
+func (l *inheritedListener) Addr() net.Addr { return l.addr }
+
+// Accept waits for the next connection.
+func (l *inheritedListener) Accept() (net.Conn, error) {
+	if l.err != nil {
+		return nil, l.err
+	}
+	if l.ln == nil {
+		<-l.done
+		return nil, l.closed()
+	}
+	for pause := time.Duration(0); ; {
+		if l.draining.Load() {
+			if l.accepted.Load() {
+				if conn, err := socket.AcceptNow(l.ln); err == nil && conn != nil {
+					return conn, nil
+				}
+			}
+			_ = l.Close()
+			return nil, l.closed()
+		}
+		if !l.accepted.Swap(true) {
+			_ = l.control.Send(control.Message{Kind: control.Ready})
+		}
+		conn, err := l.ln.Accept()
+		switch {
+		case err == nil:
+			return conn, nil
+		case errors.Is(err, net.ErrClosed):
+			return nil, l.closed()
+		case l.draining.Load():
+			continue
+		case !outOfResources(err):
+			return nil, err
+		}
+		// fasthttp would stop serving. The connection waits in the queue.
+		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+		logger{}.errorf("accept on %v: %v; next try in %v", l.addr, err, pause)
+		select {
+		case <-l.done:
+		case <-time.After(pause):
+		}
+	}
+}
+
+func (l *inheritedListener) closed() error {
+	return &net.OpError{Op: "accept", Net: l.addr.Network(), Addr: l.addr, Err: net.ErrClosed}
+}
+
+// startDrain makes a waiting Accept go on with what the queue holds.
+func (l *inheritedListener) startDrain() {
+	l.draining.Store(true)
+	if d, ok := l.ln.(interface{ SetDeadline(time.Time) error }); ok {
+		_ = d.SetDeadline(time.Now())
+	}
+}
+
+// Close closes this child's copy. What the queue holds stays there if the
+// master or another child has a copy too.
+func (l *inheritedListener) Close() error {
+	err := net.ErrClosed
+	l.closing.Do(func() {
+		err = nil
+		close(l.done)
+		if l.ln != nil {
+			err = l.ln.Close()
+		}
+	})
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// outOfResources says whether a failed accept may succeed later.
+func outOfResources(err error) bool {
+	for _, errno := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOBUFS, syscall.ECONNABORTED} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
+}
+
+// child is an app that is served in a child.
+type child struct {
+	app      *App
+	cfg      ListenConfig
+	in       *inheritance
+	ln       *inheritedListener
+	end      *ending
+	draining atomic.Bool
+}
+
+// serveChildListener is Listener in a child: p are the parts of ln.
+func (a *App) serveChildListener(cfg ListenConfig, ln net.Listener, p parts) error {
+	if p.inherited != nil {
+		return a.serve(cfg, p.inherited, ln)
+	}
+	// A listener that main opened here gets no connection: the master's is
+	// pinned. It has told how TLS is done, and goes.
+	if p.plain != nil {
+		if u, ok := p.plain.(*net.UnixListener); ok {
+			u.SetUnlinkOnClose(false)
+		}
+		_ = p.plain.Close()
+	}
+	tlsConfig := p.tls
+	if tlsConfig == nil {
+		tlsConfig = cfg.TLSConfig
+	}
+	if inherited.tls && tlsConfig == nil {
+		return invalid("Listener", "a listener without TLS in a child",
+			"the master's has TLS: put tls.NewListener around a prefork.NewListener, or set ListenConfig.TLSConfig")
+	}
+	if !inherited.tls {
+		tlsConfig = nil
+	}
+	inherited.mu.Lock()
+	own := inherited.key == ""
+	var mine *inheritedListener
+	if own {
+		mine = inherited.open()
+	}
+	inherited.mu.Unlock()
+	if !own {
+		mine = inherited.listener("listener", fmt.Sprint(ln))
+	}
+	return a.serveChild(cfg, mine, tlsConfig)
+}
+
+// serveChild serves ln with TLS around it if there is a config.
+func (a *App) serveChild(cfg ListenConfig, ln *inheritedListener, tlsConfig *tls.Config) error {
+	var outer net.Listener = ln
+	if tlsConfig != nil {
+		outer = tls.NewListener(ln, tlsConfig)
+	}
+	return a.serve(cfg, ln, outer)
+}
+
+// serve serves outer, which has ln inside, until the drain is over: the whole
+// life of a child.
+func (a *App) serve(cfg ListenConfig, ln *inheritedListener, outer net.Listener) error {
+	in := inherited
+	log := cfg.log()
+	if !ln.mine {
+		log.infof("slot %d pid %d: %q is another master's: this child serves %q", in.slot, os.Getpid(), ln.key, in.key)
+		<-in.ended.c
+		return nil
+	}
+	if ln.err != nil {
+		return fmt.Errorf("prefork: slot %d pid %d: %w", in.slot, os.Getpid(), ln.err)
+	}
+	if !in.take() {
+		return fmt.Errorf("prefork: slot %d pid %d: %w", in.slot, os.Getpid(), ErrAlreadyRunning)
+	}
+	c := &child{app: a, cfg: cfg, in: in, ln: ln, end: newEnding()}
+	a.setServer(c)
+
+	defer in.ended.send()
+	a.App.Handler() // builds the routes
+	a.App.Hooks().OnPreShutdown(c.lameDuck)
+	if cfg.ListenerAddrFunc != nil {
+		cfg.ListenerAddrFunc(ln.Addr())
+	}
+	if cfg.BeforeServeFunc != nil {
+		if err := cfg.BeforeServeFunc(a.App); err != nil {
+			return err
+		}
+	}
+	server := a.App.Server()
+	server.Handler = c.lastAnswer(server.Handler)
+	if !cfg.DisableSignals {
+		// Until the process ends: a signal that comes twice changes nothing.
+		watchSignals(func(sig os.Signal) { c.drain(cfg.ShutdownTimeout, sig.String()) })
+	}
+	go c.watch()
+
+	err := server.Serve(outer)
+	// Fiber holds its lock from the first OnPreShutdown handler to the last
+	// OnPostShutdown handler: wait for it.
+	a.App.Hooks().OnPostShutdown()
+	if c.draining.Load() {
+		leaveSoon(cfg.ShutdownTimeout)
+	}
+	return err
+}
+
+// watch drains when the master, its death or the application's context says so.
+func (c *child) watch() {
+	var graceful <-chan struct{}
+	if c.cfg.GracefulContext != nil {
+		graceful = c.cfg.GracefulContext.Done()
+	}
+	select {
+	case o := <-c.in.drain:
+		c.drain(cmp.Or(o.within, c.cfg.ShutdownTimeout), o.asker)
+	case <-graceful:
+		c.drain(c.cfg.ShutdownTimeout, "the end of GracefulContext")
+	case <-c.in.ended.c:
+	}
+}
+
+// drain ends the child on behalf of asker.
+func (c *child) drain(within time.Duration, asker string) {
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	_ = c.shutdownFor(ctx, asker)
+}
+
+// shutdown is App.Shutdown in a child: it ends this child only, and the
+// master replaces it unless it is ending too.
+func (c *child) shutdown(ctx context.Context) error { return c.shutdownFor(ctx, "the application") }
+
+func (c *child) shutdownFor(ctx context.Context, asker string) error {
+	return c.end.run(ctx, c.cfg.ShutdownTimeout, func() error {
+		if asker != askedByMaster {
+			_ = c.in.control.Send(control.Message{Kind: control.Status, Text: "draining: " + asker})
+		}
+		return c.app.App.ShutdownWithContext(c.end.context(c.cfg.ShutdownTimeout))
+	})
+}
+
+// lameDuck is the last OnPreShutdown handler: it stops accepting and lets
+// open connections have their last answer before Fiber closes those that are
+// idle.
+func (c *child) lameDuck() error {
+	ctx := c.end.context(c.cfg.ShutdownTimeout)
+	c.draining.Store(true)
+	c.ln.startDrain()
+	tick := time.NewTicker(drainPoll)
+	defer tick.Stop()
+	idle := time.After(lameDuck)
+	for c.openConnections() > 0 {
+		select {
+		case <-tick.C:
+		case <-idle:
+			return nil
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	return nil
+}
+
+// openConnections counts the accept loop as one.
+func (c *child) openConnections() int32 {
+	// fasthttp takes off one for the accept loop, also when it has ended.
+	return c.app.App.Server().GetOpenConnectionsCount() + 1
+}
+
+// lastAnswer makes the answers of a draining child say that they are the last
+// on their connection.
+func (c *child) lastAnswer(answer fasthttp.RequestHandler) fasthttp.RequestHandler {
+	return func(ctx *fasthttp.RequestCtx) {
+		answer(ctx)
+		if c.draining.Load() && !ctx.Hijacked() {
+			ctx.Response.Header.SetConnectionClose()
+		}
+	}
+}
+
+// snapshot is App.Children in a child: there are none.
+func (c *child) snapshot() []Child { return nil }
+
+// leaveSoon sees to it that a child whose server has ended goes, also when
+// main waits for a signal that only the master got, or for nothing at all.
+func leaveSoon(within time.Duration) {
+	time.AfterFunc(leaveGrace, signalSelf)
+	time.AfterFunc(leaveGrace+within, func() { os.Exit(1) })
+}

@@ -1,0 +1,59 @@
+package socket
+
+// Linux: the option may be turned on after listen, so that the very socket
+// that proved to be alone on the port becomes the first of its group.
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// EnableReuseport lets [Socket.Sibling] bind more sockets to the port of s,
+// and makes the kernel spread connections over them. It is [ErrReuseport]
+// where that is impossible; s then goes on listening alone.
+func (s *Socket) EnableReuseport() error {
+	if s.isUnix() {
+		return fmt.Errorf("%w: unix sockets have no port", ErrReuseport)
+	}
+	if err := setReuseport(s.fd); err != nil {
+		return reuseportError(err)
+	}
+	return nil
+}
+
+// Sibling binds one more socket to the port of s, which has had
+// [Socket.EnableReuseport].
+func (s *Socket) Sibling() (*Socket, error) {
+	return listen(s.network, s.addr.String(), setReuseport)
+}
+
+func setReuseport(fd int) error {
+	return os.NewSyscallError("setsockopt SO_REUSEPORT", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
+}
+
+// reuseportError tells "not here" from a real failure, by errno.
+func reuseportError(err error) error {
+	if errors.Is(err, unix.ENOPROTOOPT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("%w: %w", ErrReuseport, err)
+	}
+	return err
+}
+
+// Reuseport says whether others may bind to the port of s.
+func (s *Socket) Reuseport() bool {
+	on, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_REUSEPORT)
+	return err == nil && on != 0 && !s.isUnix()
+}
+
+// Pin makes the kernel give every connection on the port of s to s, the
+// first socket of its group, and none to sockets that are bound there later:
+// a reuseport program that always answers 0.
+func (s *Socket) Pin() error {
+	program := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
+	err := unix.SetsockoptSockFprog(s.fd, unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF,
+		&unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
+	return os.NewSyscallError("setsockopt SO_ATTACH_REUSEPORT_CBPF", err)
+}

@@ -1,0 +1,26 @@
+//go:build unix && !linux && !freebsd && !dragonfly && !aix
+
+package socket
+
+// macOS, OpenBSD, NetBSD and Solaris accept SO_REUSEPORT without spreading
+// connections: the last or the first socket gets them all.
+
+import (
+	"fmt"
+	"runtime"
+)
+
+// EnableReuseport is always [ErrReuseport] here.
+func (s *Socket) EnableReuseport() error {
+	return fmt.Errorf("%w: %s gives all connections to one socket", ErrReuseport, runtime.GOOS)
+}
+
+// Sibling is always [ErrReuseport] here.
+func (s *Socket) Sibling() (*Socket, error) {
+	return nil, s.EnableReuseport()
+}
+
+// Pin has no counterpart here.
+func (s *Socket) Pin() error {
+	return s.EnableReuseport()
+}

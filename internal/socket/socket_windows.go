@@ -1,0 +1,50 @@
+package socket
+
+// Windows: a duplicated socket cannot be polled by two processes, and
+// SO_REUSEADDR there is port hijacking. The names exist so that the library
+// compiles; prefork is refused before any of them is called.
+
+import (
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+)
+
+var errWindows = errors.New("sockets cannot be shared by processes on windows")
+
+// Listen always fails here.
+func Listen(string, string, fs.FileMode) (*Socket, error) { return nil, errWindows }
+
+// Take always fails here.
+func Take(net.Listener) (*Socket, error) { return nil, errWindows }
+
+// Inherit always fails here.
+func Inherit(uintptr) (net.Listener, error) { return nil, errWindows }
+
+// AcceptNow always fails here.
+func AcceptNow(net.Listener) (net.Conn, error) { return nil, errWindows }
+
+// EnableReuseport always fails here.
+func (s *Socket) EnableReuseport() error { return ErrReuseport }
+
+// Sibling always fails here.
+func (s *Socket) Sibling() (*Socket, error) { return nil, ErrReuseport }
+
+// Reuseport is always false here.
+func (s *Socket) Reuseport() bool { return false }
+
+// Pin always fails here.
+func (s *Socket) Pin() error { return ErrReuseport }
+
+// File always fails here.
+func (s *Socket) File() (*os.File, error) { return nil, errWindows }
+
+// Listener always fails here.
+func (s *Socket) Listener() (net.Listener, error) { return nil, errWindows }
+
+// Close does nothing here.
+func (s *Socket) Close() error { return nil }
+
+// Unlink does nothing here.
+func (s *Socket) Unlink() {}

@@ -1,0 +1,35 @@
+package prefork
+
+// One line an event, prefixed, through Fiber's log package or through the
+// PreforkLogger of the ListenConfig.
+
+import (
+	"github.com/gofiber/fiber/v3"
+	"github.com/gofiber/fiber/v3/log"
+)
+
+const logPrefix = "[prefork] "
+
+// logger writes the lines of one server. The zero value uses Fiber's log.
+type logger struct {
+	custom fiber.PreforkLogger
+}
+
+func (l logger) infof(format string, args ...any) {
+	l.write(log.Infof, format, args)
+}
+
+func (l logger) warnf(format string, args ...any) {
+	l.write(log.Warnf, format, args)
+}
+
+func (l logger) errorf(format string, args ...any) {
+	l.write(log.Errorf, format, args)
+}
+
+func (l logger) write(level func(string, ...any), format string, args []any) {
+	if l.custom != nil {
+		level = l.custom.Printf
+	}
+	level(logPrefix+format, args...)
+}

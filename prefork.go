@@ -1,0 +1,729 @@
+// Package prefork makes a Fiber application serve from several processes that
+// survive what happens to one of them: swap fiber.New for prefork.New and
+// fiber.ListenConfig for prefork.ListenConfig.
+//
+// A master binds the sockets, starts children by running its own executable
+// again, hands each its socket, and replaces children that die. The master
+// still holds a dead child's socket, so nothing that waits in its accept
+// queue is lost. See the docs folder of the repository.
+package prefork
+
+// The life of a server in the master, top to bottom: bind → spawn → ready →
+// supervise → drain. How a server is asked for is in listen.go, what a child
+// does in child.go, when a child is replaced in recovery.go, and what depends
+// on the system in prefork_unix.go and internal/socket.
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gofiber/fiber/v3"
+
+	"github.com/fiber-prefork/prefork/internal/control"
+	"github.com/fiber-prefork/prefork/internal/socket"
+)
+
+// App is a Fiber application that can prefork. All of Fiber's methods are
+// there; those that prefork changes are documented here.
+type App struct {
+	*fiber.App
+
+	hooks *Hooks
+
+	mu     sync.Mutex
+	server server // the latest, also after its end; nil before Listen
+}
+
+// server is a running master or child.
+type server interface {
+	shutdown(ctx context.Context) error
+	snapshot() []Child
+}
+
+// New makes a Fiber app, as fiber.New does, that can prefork.
+func New(config ...fiber.Config) *App {
+	return Wrap(fiber.New(config...))
+}
+
+// Wrap makes an existing Fiber app prefork. Handlers that are registered with
+// its hooks already still run.
+func Wrap(app *fiber.App) *App {
+	a := &App{App: app}
+	a.hooks = &Hooks{Hooks: app.Hooks(), app: a}
+	app.Hooks().OnPreStartupMessage(a.bannerEntries)
+	return a
+}
+
+// Hooks returns the hooks of the app.
+func (a *App) Hooks() *Hooks { return a.hooks }
+
+// Use is fiber.App.Use, and mounts a prefork.App like a fiber.App.
+func (a *App) Use(args ...any) fiber.Router {
+	args = slices.Clone(args)
+	for i, arg := range args {
+		if sub, ok := arg.(*App); ok {
+			args[i] = sub.App
+		}
+	}
+	return a.App.Use(args...)
+}
+
+// Shutdown drains the server and returns when that is over. In the master it
+// drains all children: they stop accepting, finish what they have accepted
+// and exit. In a child it drains that child only, which the master then
+// replaces. It may be called by any goroutine, any number of times, from any
+// hook but those of the shutdown itself; all callers get the same result.
+//
+// Children that are left after ListenConfig.ShutdownTimeout are killed;
+// Shutdown and OnPostShutdown then get context.DeadlineExceeded.
+func (a *App) Shutdown() error {
+	return a.ShutdownWithContext(context.Background())
+}
+
+// ShutdownWithTimeout is Shutdown with another deadline.
+func (a *App) ShutdownWithTimeout(timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	return a.ShutdownWithContext(ctx)
+}
+
+// ShutdownWithContext is Shutdown with ctx's end as the deadline. If ctx has
+// no deadline, ListenConfig.ShutdownTimeout holds too.
+func (a *App) ShutdownWithContext(ctx context.Context) error {
+	if s := a.current(); s != nil {
+		return s.shutdown(ctx)
+	}
+	return a.App.ShutdownWithContext(ctx)
+}
+
+// Children returns the slots and who fills them, by slot. It is empty in a
+// child and without prefork. It may be called by any goroutine at any time.
+func (a *App) Children() []Child {
+	if s := a.current(); s != nil {
+		return s.snapshot()
+	}
+	return nil
+}
+
+func (a *App) current() server {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.server
+}
+
+func (a *App) setServer(s server) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.server = s
+}
+
+// master returns the master that serves a, or nil.
+func (a *App) master() *master {
+	m, _ := a.current().(*master)
+	return m
+}
+
+// ChildState says what a slot's child is doing.
+type ChildState string
+
+// The states of a child, in the order in which it goes through them.
+const (
+	// ChildStarting is a process that has not said yet that it accepts connections.
+	ChildStarting ChildState = "starting"
+	// ChildReady is a child that accepts connections.
+	ChildReady ChildState = "ready"
+	// ChildDraining is a child that finishes what it has accepted.
+	ChildDraining ChildState = "draining"
+	// ChildDown is a slot without a process: it waits for its recovery.
+	ChildDown ChildState = "down"
+)
+
+// Child is a slot and the process that fills it.
+type Child struct {
+	// Slot is the place, from 0.
+	Slot int
+	// PID is the process id, 0 if the slot is down.
+	PID int
+	// Generation is the reload that the child belongs to, from 0.
+	Generation int
+	// State is what it is doing.
+	State ChildState
+	// StartedAt is when the process was started.
+	StartedAt time.Time
+	// Recoveries is how often the slot's child has been replaced since the
+	// server started.
+	Recoveries int
+}
+
+// slot is a place for a child. It outlives its children. Only the supervise
+// goroutine touches it.
+type slot struct {
+	Child
+
+	socket    *socket.Socket
+	policy    recovery
+	process   *process  // nil when down
+	readyAt   time.Time // zero until the child is ready
+	deadline  time.Time // of the child's start; zero when none
+	respawnAt time.Time // zero unless the slot waits for its recovery
+	lastPID   int       // of the child that died, until its replacement is ready
+}
+
+// process is a child's process as the master holds it.
+type process struct {
+	pid     int
+	control *control.Conn
+	signal  func(os.Signal)
+	asked   bool // to go
+}
+
+// master is one server in the master, from Listen to the end of its drain.
+type master struct {
+	app    *App
+	cfg    ListenConfig // its ListenerMode is never auto once the slots are bound
+	log    logger
+	env    childEnv // of every child, but for the slot
+	slots  []*slot
+	parked *parked
+	end    *ending
+	calls  *calls // runs hooks in order, never on the supervise goroutine
+
+	events    chan event
+	stopping  latch      // a shutdown has begun: nothing is started any more
+	drainAsk  latch      // the children are to drain
+	killAsk   latch      // the children are to be killed
+	started   chan error // gets the outcome of the start, once
+	drained   latch      // no child is left
+	published atomic.Pointer[[]Child]
+
+	// Only the supervise goroutine touches these until drained.
+	starting bool
+	draining bool
+	deadline <-chan struct{} // of the drain
+	drainErr error
+	cause    error // why the server ended by itself, nil if it was asked to
+}
+
+// event is something that happened to a child. Exactly one of message and
+// exit is there.
+type event struct {
+	slot    int
+	pid     int
+	message *control.Message
+	exit    *ChildExit
+}
+
+// errStopped is the outcome of a start that a shutdown has overtaken.
+var errStopped = errors.New("stopped while starting")
+
+// abortTimeout is the drain deadline of a start that failed.
+const abortTimeout = 500 * time.Millisecond
+
+// deadlineShare is how much earlier than the master's the children's drain
+// deadline is, so that their OnPostShutdown handlers run: a tenth, at most this.
+const deadlineShare = 500 * time.Millisecond
+
+// serveMaster is the whole life of a master. bind gives the first socket.
+func (a *App) serveMaster(cfg ListenConfig, tlsConfig *tls.Config, key string, bind func() (*socket.Socket, error)) error {
+	m := &master{
+		app: a, cfg: cfg, log: cfg.log(), end: newEnding(), calls: newCalls(), starting: true,
+		env:    childEnv{master: os.Getpid(), tls: tlsConfig != nil, key: key},
+		events: make(chan event, 64), started: make(chan error, 1),
+		stopping: newLatch(), drainAsk: newLatch(), killAsk: newLatch(), drained: newLatch(),
+	}
+	if err := m.register(); err != nil {
+		return err
+	}
+	defer m.drained.send() // whatever happens: the app may listen again
+
+	// Bind: every slot listens before the first child starts.
+	defer m.closeSockets()
+	if err := m.bind(bind); err != nil {
+		return err
+	}
+	addr := m.slots[0].socket.Addr()
+	if cfg.ListenerAddrFunc != nil {
+		cfg.ListenerAddrFunc(addr)
+	}
+
+	// From here on Fiber's shutdown, whoever calls it, finds a listener to
+	// close, and closing it is the drain.
+	m.parked = newParked(addr, tlsConfig, m.drain)
+	defer m.parked.release()
+	go func() { _ = a.App.Server().Serve(m.parked) }()
+	<-m.parked.accepting
+	if m.stopping.sent() { // before Fiber could find it
+		return nil
+	}
+	defer m.watch()()
+
+	// Spawn, wait for ready, supervise.
+	go m.supervise()
+	defer m.finish()
+	err := <-m.started
+	m.calls.flush()
+	if err == nil {
+		// To Fiber this is a server like any other: OnListen, the banner, the
+		// routes, BeforeServeFunc. It returns when the parked listener is closed.
+		err = a.App.Listener(m.parked, m.fiberConfig())
+	}
+	if err != nil && !errors.Is(err, errStopped) {
+		return err
+	}
+
+	// Drain: Fiber holds its lock until the last OnPostShutdown handler has run.
+	<-m.drained.c
+	a.App.Hooks().OnPostShutdown()
+	return m.cause
+}
+
+// register makes m the server of its app, unless that has one that runs.
+func (m *master) register() error {
+	m.app.mu.Lock()
+	defer m.app.mu.Unlock()
+	if old, ok := m.app.server.(*master); ok && !old.drained.sent() {
+		return fmt.Errorf("prefork: %w", ErrAlreadyRunning)
+	}
+	m.app.server = m
+	return nil
+}
+
+// bind gives every slot its socket: the first one and siblings of it where the
+// kernel spreads connections over them, else the first one for all.
+func (m *master) bind(bind func() (*socket.Socket, error)) error {
+	first, err := bind()
+	if err != nil {
+		return fmt.Errorf("prefork: %w", err)
+	}
+	m.slots = []*slot{{socket: first}}
+	if m.cfg.ListenerMode == ListenerModeAuto && first.Addr().Network() == "unix" {
+		m.cfg.ListenerMode = ListenerModeShared
+	}
+	if m.cfg.ListenerMode != ListenerModeShared {
+		switch err := first.EnableReuseport(); {
+		case err == nil:
+			m.cfg.ListenerMode = ListenerModeReuseport
+		case !errors.Is(err, socket.ErrReuseport):
+			return fmt.Errorf("prefork: listen on %v: %w", first.Addr(), err)
+		case m.cfg.DisableReuseportFallback || m.cfg.ListenerMode == ListenerModeReuseport:
+			return fmt.Errorf("prefork: listen on %v: %w: %w", first.Addr(), ErrReuseportUnsupported, err)
+		default:
+			m.log.warnf("all children share one listener: %v", err)
+			m.cfg.ListenerMode = ListenerModeShared
+		}
+	}
+	for len(m.slots) < m.cfg.Children {
+		next := first
+		if m.cfg.ListenerMode == ListenerModeReuseport {
+			if next, err = first.Sibling(); err != nil {
+				return fmt.Errorf("prefork: listener of slot %d: %w", len(m.slots), err)
+			}
+		}
+		m.slots = append(m.slots, &slot{socket: next})
+	}
+	for i, s := range m.slots {
+		s.Child = Child{Slot: i, State: ChildDown}
+		s.policy = recovery{
+			limit: m.cfg.MaxChildRecoveries, window: m.cfg.RecoveryWindow,
+			interval: m.cfg.PreforkRecoverInterval, jitter: rand.Float64,
+		}
+	}
+	m.publish()
+	return nil
+}
+
+// fiberConfig is what Fiber's Listener gets in the master.
+func (m *master) fiberConfig() fiber.ListenConfig {
+	plain := m.cfg.fiber()
+	plain.EnablePrefork = false // Fiber would warn that it cannot prefork a listener
+	plain.GracefulContext = nil // see watch: Fiber runs the hooks twice when Shutdown is called too
+	// The children have the TLS; Fiber would warn that a listener ignores it.
+	plain.TLSConfig, plain.TLSConfigFunc, plain.AutoCertManager, plain.TLSMinVersion = nil, nil, nil, 0
+	plain.CertFile, plain.CertKeyFile, plain.CertClientFile = "", "", ""
+	return plain
+}
+
+// watch turns signals and the end of the application's context into the
+// shutdown, and a second signal into the kill, until stop is called.
+func (m *master) watch() (stop func()) {
+	stopSignals := func() {}
+	if !m.cfg.DisableSignals {
+		first := true
+		stopSignals = watchSignals(func(sig os.Signal) {
+			switch {
+			case first:
+				m.log.infof("%v: draining", sig)
+				go func() { _ = m.shutdown(context.Background()) }()
+				first = false
+			case endsAtOnce(sig):
+				m.killAsk.send()
+			}
+		})
+	}
+	stopContext := func() bool { return true }
+	if m.cfg.GracefulContext != nil {
+		stopContext = context.AfterFunc(m.cfg.GracefulContext, func() { _ = m.shutdown(context.Background()) })
+	}
+	stopReaping := reapStrangers(func(pid int) bool {
+		return slices.ContainsFunc(m.snapshot(), func(c Child) bool { return c.PID == pid })
+	})
+	return func() {
+		stopSignals()
+		stopContext()
+		stopReaping()
+	}
+}
+
+// supervise starts the children and keeps every slot filled until the server
+// ends and no child is left. Nobody else touches the slots.
+func (m *master) supervise() {
+	defer m.drained.send()
+	for _, s := range m.slots {
+		if m.stopping.sent() || m.draining {
+			break
+		}
+		m.spawn(s)
+	}
+	drainAsk, killAsk := m.drainAsk.c, m.killAsk.c
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for !m.draining || m.alive() > 0 {
+		m.publish()
+		if m.starting && !m.stopping.sent() && m.allReady() {
+			m.starting = false
+			m.started <- nil
+		}
+		timer.Reset(m.nextDue(time.Now()))
+		select {
+		case e := <-m.events:
+			m.handle(e)
+		case <-timer.C:
+			m.due(time.Now())
+		case <-drainAsk:
+			drainAsk = nil
+			m.beginDrain(m.end.context(m.cfg.ShutdownTimeout))
+		case <-m.deadline:
+			m.deadline = nil
+			m.killAll("the drain deadline has passed", context.DeadlineExceeded)
+		case <-killAsk:
+			killAsk = nil
+			m.killAll("second signal", context.Canceled)
+		}
+	}
+	m.publish()
+	if m.starting {
+		m.started <- cmp.Or(m.cause, errStopped)
+	}
+}
+
+// spawn starts a child in s. In an empty slot a failure is retried; while the
+// server starts it is the end.
+func (m *master) spawn(s *slot) {
+	env := m.env
+	env.slot, env.generation = s.Slot, s.Generation
+	p, err := startProcess(s.socket, env, m.cfg.ChildProcs, func(e event) {
+		e.slot = s.Slot
+		m.events <- e
+	})
+	if err != nil {
+		if m.starting {
+			m.abort(&ChildError{Reason: ErrChildStart, Slot: s.Slot, Status: err.Error(), Cause: err})
+			return
+		}
+		delay := s.policy.failed()
+		s.respawnAt = time.Now().Add(delay)
+		m.log.errorf("slot %d: cannot start a child: %v; next try in %v", s.Slot, err, delay.Round(time.Millisecond))
+		return
+	}
+	s.process, s.PID, s.State = p, p.pid, ChildStarting
+	s.StartedAt, s.readyAt, s.respawnAt, s.deadline = time.Now(), time.Time{}, time.Time{}, time.Time{}
+	if m.cfg.ChildStartTimeout > 0 {
+		s.deadline = s.StartedAt.Add(m.cfg.ChildStartTimeout)
+	}
+	m.calls.post(func() { m.app.hooks.forked(p.pid) })
+}
+
+// handle takes in what happened to a child.
+func (m *master) handle(e event) {
+	s := m.slots[e.slot]
+	switch {
+	case e.exit != nil:
+		m.exited(s, *e.exit)
+	case e.message.Kind == control.Ready && s.State == ChildStarting:
+		m.ready(s)
+	case e.message.Kind == control.Status:
+		m.log.infof("slot %d pid %d: %s", s.Slot, s.PID, e.message.Text)
+		s.State = ChildDraining
+	}
+}
+
+// ready notes that the child of s accepts connections.
+func (m *master) ready(s *slot) {
+	s.State, s.readyAt, s.deadline = ChildReady, time.Now(), time.Time{}
+	child, lastPID := s.Child, s.lastPID
+	s.lastPID = 0
+	m.calls.post(func() { m.app.hooks.ready(child) })
+	if lastPID != 0 {
+		m.log.infof("slot %d pid %d: ready after %v, replaces pid %d",
+			s.Slot, s.PID, s.readyAt.Sub(s.StartedAt).Round(time.Millisecond), lastPID)
+		m.calls.post(func() { m.app.hooks.recovered(lastPID, child.PID) })
+	}
+}
+
+// abort ends a start that failed, without the hooks of a shutdown: the server
+// never ran.
+func (m *master) abort(cause error) {
+	if m.cause == nil {
+		m.cause = cause
+	}
+	m.stopping.send()
+	ctx, cancel := context.WithTimeout(context.Background(), abortTimeout)
+	context.AfterFunc(ctx, cancel)
+	m.beginDrain(ctx)
+}
+
+// giveUp ends a server that cannot go on, the ordinary way.
+func (m *master) giveUp(cause error) {
+	m.log.errorf("%v", cause)
+	m.cause = cause
+	m.stopping.send()
+	go func() { _ = m.shutdown(context.Background()) }()
+}
+
+// beginDrain closes the port and asks all children to drain until ctx's end.
+func (m *master) beginDrain(ctx context.Context) {
+	if m.draining {
+		return
+	}
+	m.draining = true
+	m.deadline = ctx.Done()
+	m.stopping.send()
+	m.closeSockets() // first: what is queued belongs to the children alone then
+	for _, s := range m.slots {
+		s.respawnAt = time.Time{}
+		if s.process == nil {
+			continue
+		}
+		within := m.cfg.ShutdownTimeout
+		if deadline, ok := ctx.Deadline(); ok {
+			within = time.Until(deadline)
+		}
+		within -= min(within/10, deadlineShare)
+		s.process.asked = true
+		if err := s.process.control.Send(control.Message{Kind: control.Drain, Within: max(within, time.Millisecond)}); err != nil {
+			m.log.warnf("slot %d pid %d: ask to drain: %v", s.Slot, s.PID, err)
+		}
+		if s.State == ChildStarting && !m.cfg.DisableSignals {
+			s.process.signal(terminate) // it does not listen to the channel yet, and has nothing to lose
+		}
+		s.State = ChildDraining
+	}
+}
+
+// killAll ends the children that are left.
+func (m *master) killAll(why string, err error) {
+	m.draining = true
+	m.stopping.send()
+	m.closeSockets()
+	m.drainErr = err
+	for _, s := range m.slots {
+		s.respawnAt = time.Time{}
+		if s.process != nil {
+			m.log.warnf("slot %d pid %d: killed: %s", s.Slot, s.PID, why)
+			s.process.asked = true
+			s.process.signal(os.Kill)
+		}
+	}
+}
+
+// shutdown is App.Shutdown in the master.
+func (m *master) shutdown(ctx context.Context) error {
+	m.stopping.send()
+	return m.end.run(ctx, m.cfg.ShutdownTimeout, func() error {
+		// No deadline for Fiber itself: what it waits for is m.drain.
+		return m.app.App.ShutdownWithContext(context.Background())
+	})
+}
+
+// drain drains all children and returns when they are gone: it is the Close
+// of the parked listener.
+func (m *master) drain() error {
+	m.drainAsk.send()
+	<-m.drained.c
+	if m.drainErr != nil {
+		return m.drainErr
+	}
+	return m.cause
+}
+
+// finish ends a server that Fiber has not ended: a failed BeforeServeFunc, a
+// handler that panicked. It waits for the hooks that are still to run.
+func (m *master) finish() {
+	m.stopping.send()
+	_ = m.drain()
+	if !m.calls.flushWithin(m.cfg.ShutdownTimeout) {
+		m.log.warnf("a hook has not returned after %v: left behind", m.cfg.ShutdownTimeout)
+	}
+}
+
+// closeSockets gives up the master's hold on all listeners.
+func (m *master) closeSockets() {
+	for _, s := range m.slots {
+		s.socket.Unlink()
+		_ = s.socket.Close()
+	}
+}
+
+func (m *master) alive() int {
+	n := 0
+	for _, s := range m.slots {
+		if s.process != nil {
+			n++
+		}
+	}
+	return n
+}
+
+func (m *master) allReady() bool {
+	return !slices.ContainsFunc(m.slots, func(s *slot) bool { return s.State != ChildReady })
+}
+
+// publish makes the state of the slots visible to other goroutines.
+func (m *master) publish() {
+	children := make([]Child, len(m.slots))
+	for i, s := range m.slots {
+		children[i] = s.Child
+	}
+	m.published.Store(&children)
+}
+
+// snapshot is App.Children in the master.
+func (m *master) snapshot() []Child {
+	if p := m.published.Load(); p != nil {
+		return slices.Clone(*p)
+	}
+	return nil
+}
+
+// parked is the listener that Fiber serves in the master: it never accepts,
+// and closing it drains the children.
+type parked struct {
+	addr      net.Addr
+	tls       *tls.Config
+	drain     func() error
+	accepting chan struct{}
+	closed    latch
+	once      sync.Once
+}
+
+func newParked(addr net.Addr, tlsConfig *tls.Config, drain func() error) *parked {
+	return &parked{addr: addr, tls: tlsConfig, drain: drain, accepting: make(chan struct{}), closed: newLatch()}
+}
+
+// Accept waits for the end.
+func (p *parked) Accept() (net.Conn, error) {
+	p.once.Do(func() { close(p.accepting) })
+	<-p.closed.c
+	return nil, net.ErrClosed
+}
+
+// Close returns what OnPostShutdown gets.
+func (p *parked) Close() error {
+	p.release()
+	return p.drain()
+}
+
+// release ends Accept.
+func (p *parked) release() { p.closed.send() }
+
+// Addr returns the address that the children serve.
+func (p *parked) Addr() net.Addr { return p.addr }
+
+// TLSConfig tells Fiber's banner that the children speak TLS.
+func (p *parked) TLSConfig() *tls.Config { return p.tls }
+
+// ending is the one shutdown of a server: whoever asks first leads it, the
+// others wait for its result.
+type ending struct {
+	mu   sync.Mutex
+	ctx  context.Context //nolint:containedctx // the leader's: the drain's deadline
+	led  bool
+	err  error
+	done latch
+}
+
+func newEnding() *ending { return &ending{done: newLatch()} }
+
+// run makes the caller the leader, who calls f, or waits for the leader.
+func (e *ending) run(ctx context.Context, limit time.Duration, f func() error) error {
+	e.mu.Lock()
+	lead := !e.led
+	e.led = true
+	if lead && e.ctx == nil {
+		e.limit(ctx, limit)
+	}
+	e.mu.Unlock()
+	if lead {
+		defer e.done.send()
+		e.err = f()
+		return e.err
+	}
+	select {
+	case <-e.done.c:
+		return e.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// context returns the context that bounds the drain. It is made here when
+// nobody leads, because Fiber's own shutdown was called.
+func (e *ending) context(limit time.Duration) context.Context {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.ctx == nil {
+		e.limit(context.Background(), limit)
+	}
+	return e.ctx
+}
+
+// limit sets ctx, with limit as its deadline if it has none. e.mu is held.
+func (e *ending) limit(ctx context.Context, limit time.Duration) {
+	e.ctx = ctx
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		e.ctx, cancel = context.WithTimeout(ctx, limit)
+		context.AfterFunc(e.ctx, cancel)
+	}
+}
+
+// latch is an event that happens once.
+type latch struct {
+	c    chan struct{}
+	once *sync.Once
+}
+
+func newLatch() latch { return latch{c: make(chan struct{}), once: &sync.Once{}} }
+
+// send makes it happen.
+func (s latch) send() { s.once.Do(func() { close(s.c) }) }
+
+// sent says whether it has happened.
+func (s latch) sent() bool {
+	select {
+	case <-s.c:
+		return true
+	default:
+		return false
+	}
+}

@@ -1,0 +1,91 @@
+package prefork
+
+// What only Linux has: the peer's pid of a socket, the name of a process, and
+// reaping as PID 1 of a container.
+
+import (
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// peerPID returns the process that made the socket pair of which fd is an
+// end. It is known also after that process's death.
+func peerPID(fd int) (int, bool) {
+	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	if err != nil {
+		return 0, true // not a socket: nobody's
+	}
+	return int(cred.Pid), true
+}
+
+// rename makes ps and top show the program's name and not "exe".
+func rename() {
+	_ = os.WriteFile("/proc/self/comm", []byte(filepath.Base(os.Args[0])), 0)
+}
+
+// strangerGrace is how long an ended process of which we are the parent may
+// wait for somebody to ask for its status before it counts as a stranger: the
+// application may have started it, and wants to know.
+const strangerGrace = time.Second
+
+// reapStrangers reaps processes that were re-parented to this one, if it is
+// PID 1, until stop is called. It leaves those that are own to who waits for them.
+func reapStrangers(own func(pid int) bool) (stop func()) {
+	if os.Getpid() != 1 {
+		return func() {}
+	}
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGCHLD)
+	done := make(chan struct{})
+	go func() {
+		seen, since := 0, time.Time{}
+		again := time.NewTimer(0) // there may be some already
+		defer again.Stop()
+		for {
+			select {
+			case <-c:
+			case <-again.C:
+			case <-done:
+				return
+			}
+			for {
+				pid := zombie()
+				if pid == 0 {
+					seen = 0
+					break
+				}
+				if pid != seen {
+					seen, since = pid, time.Now()
+				}
+				if own(pid) || time.Since(since) < strangerGrace {
+					again.Reset(strangerGrace)
+					break
+				}
+				_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(c)
+		close(done)
+	}
+}
+
+// zombie returns a child of this process that has ended and that nobody has
+// waited for, without taking its status; 0 if there is none.
+func zombie() int {
+	var info unix.Siginfo
+	if err := unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil); err != nil {
+		return 0
+	}
+	// si_pid is the first field of the union behind the three ints, which is
+	// aligned to a pointer.
+	offset := max(3*unsafe.Sizeof(int32(0)), 2*unsafe.Sizeof(uintptr(0)))
+	return int(*(*int32)(unsafe.Add(unsafe.Pointer(&info), offset)))
+}

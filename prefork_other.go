@@ -1,0 +1,15 @@
+//go:build unix && !linux
+
+package prefork
+
+// Stand-ins for what only Linux has.
+
+// peerPID does not know here.
+func peerPID(int) (int, bool) { return 0, false }
+
+// rename is not needed: children are started by their own name here.
+func rename() {}
+
+// reapStrangers does nothing: only a container's PID 1 has strangers, and
+// containers are Linux.
+func reapStrangers(func(pid int) bool) (stop func()) { return func() {} }

@@ -1,0 +1,182 @@
+//go:build unix
+
+package prefork
+
+// What only Unix has: starting a child with descriptors, signals, and knowing
+// whose child this process is.
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fiber-prefork/prefork/internal/control"
+	"github.com/fiber-prefork/prefork/internal/socket"
+)
+
+// terminate asks a process to go.
+const terminate = syscall.SIGTERM
+
+// lastWords is how long the messages of a child that has ended are waited for.
+const lastWords = 100 * time.Millisecond
+
+// startProcess runs this program again as a child that serves s. What happens
+// to it is posted, its end last.
+func startProcess(s *socket.Socket, env childEnv, procs int, post func(event)) (*process, error) {
+	listener, err := s.File()
+	if err != nil {
+		return nil, err
+	}
+	// From here to its Close the socket is in our poller.
+	defer func() { _ = listener.Close() }()
+	channel, theirs, err := control.Pair()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = theirs.Close() }()
+
+	cmd := &exec.Cmd{
+		Path:       executable(),
+		Args:       os.Args,
+		Env:        environ(env, procs),
+		Stdout:     os.Stdout,
+		Stderr:     os.Stderr,
+		ExtraFiles: []*os.File{listener, theirs}, // listenerFD, controlFD
+	}
+	if err := cmd.Start(); err != nil {
+		_ = channel.Close()
+		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
+	}
+	pid := cmd.Process.Pid
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		for {
+			message, err := channel.Receive()
+			if err != nil {
+				return
+			}
+			post(event{pid: pid, message: &message})
+		}
+	}()
+	go func() {
+		err := cmd.Wait()
+		channel.ReceiveWithin(lastWords)
+		<-read
+		_ = channel.Close()
+		post(event{pid: pid, exit: exitOf(pid, cmd.ProcessState, err)})
+	}()
+	return &process{pid: pid, control: channel, signal: func(sig os.Signal) { _ = cmd.Process.Signal(sig) }}, nil
+}
+
+// exitOf says how a process ended. state is nil when somebody else has reaped it.
+func exitOf(pid int, state *os.ProcessState, err error) *ChildExit {
+	if state == nil {
+		return &ChildExit{PID: pid, ExitCode: -1, Status: fmt.Sprintf("unknown status (%v)", err)}
+	}
+	return &ChildExit{PID: pid, ExitCode: state.ExitCode(), Status: state.String()}
+}
+
+// executable is the image that this process runs, also when its file has been
+// replaced or deleted: all children are of one version.
+func executable() string {
+	if runtime.GOOS == "linux" {
+		const self = "/proc/self/exe"
+		if _, err := os.Stat(self); err == nil {
+			return self
+		}
+	}
+	path, err := os.Executable()
+	if err != nil {
+		return os.Args[0]
+	}
+	return path
+}
+
+// environ is this process's environment for a child.
+func environ(env childEnv, procs int) []string {
+	drop := func(kv string) bool {
+		name, _, _ := strings.Cut(kv, "=")
+		switch name {
+		case envFiber, envChild, "GOMAXPROCS", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC",
+			"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID":
+			return true
+		}
+		return false
+	}
+	return append(slices.DeleteFunc(os.Environ(), drop),
+		envFiber+"=1", envChild+"="+env.String(), "GOMAXPROCS="+strconv.Itoa(procs))
+}
+
+// bornOf says whether this process is a child of that master: it holds the
+// other end of our control channel.
+func bornOf(master int) bool {
+	if peer, ok := peerPID(controlFD); ok {
+		return peer == master
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(controlFD, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		return false
+	}
+	return os.Getppid() == master || os.Getppid() == 1
+}
+
+// adopt keeps descriptors away from the programs that this process runs, and
+// gives a process that was started as /proc/self/exe its name back.
+func adopt(fds ...int) {
+	for _, fd := range fds {
+		unix.CloseOnExec(fd)
+	}
+	rename()
+}
+
+// watchSignals calls f, one signal after another, for those that ask a server
+// to end, until stop is called. Those that the process was started to ignore
+// (nohup, a job in the background) stay ignored. A write to a closed stdout is
+// an error meanwhile and not the end.
+func watchSignals(f func(os.Signal)) (stop func()) {
+	pipe := make(chan os.Signal, 1)
+	signal.Notify(pipe, syscall.SIGPIPE) // not Ignore: children would inherit that
+	c := make(chan os.Signal, 4)
+	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		if !signal.Ignored(sig) {
+			signal.Notify(c, sig)
+		}
+	}
+	done := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case sig := <-c:
+				f(sig)
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(pipe)
+		signal.Stop(c)
+		close(done)
+	}
+}
+
+// endsAtOnce says whether sig, as the second one, ends a drain. A terminal and
+// systemd send SIGHUP along with others.
+func endsAtOnce(sig os.Signal) bool { return sig != syscall.SIGHUP }
+
+// signalSelf sends this process the signal that a main may be waiting for. It
+// does nothing to a main that is not.
+func signalSelf() {
+	signal.Notify(make(chan os.Signal, 1), terminate)
+	_ = syscall.Kill(os.Getpid(), terminate)
+}

@@ -1,0 +1,48 @@
+package prefork
+
+// Windows: prefork is refused (see Listen), so that none of these is called.
+
+import (
+	"fmt"
+	"os"
+	"os/signal"
+
+	"github.com/fiber-prefork/prefork/internal/socket"
+)
+
+// terminate asks a process to go.
+const terminate = os.Kill
+
+func startProcess(*socket.Socket, childEnv, int, func(event)) (*process, error) {
+	return nil, fmt.Errorf("prefork: %w", ErrPlatformUnsupported)
+}
+
+func bornOf(int) bool { return false }
+
+func adopt(...int) {}
+
+func watchSignals(f func(os.Signal)) (stop func()) {
+	c := make(chan os.Signal, 4)
+	signal.Notify(c, os.Interrupt)
+	done := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case sig := <-c:
+				f(sig)
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(c)
+		close(done)
+	}
+}
+
+func endsAtOnce(os.Signal) bool { return true }
+
+func signalSelf() {}
+
+func reapStrangers(func(pid int) bool) (stop func()) { return func() {} }

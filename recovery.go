@@ -1,0 +1,146 @@
+package prefork
+
+// When and whether a child that died is replaced: the policy, which is pure,
+// and the step of the supervise loop that it drives. Who is started and how
+// is in prefork.go.
+
+import (
+	"fmt"
+	"os"
+	"time"
+)
+
+const (
+	firstBackoff = 200 * time.Millisecond // before the second recovery in a row
+	maxBackoff   = 30 * time.Second
+)
+
+// recovery is the policy of one slot. It has no clock and does no I/O.
+type recovery struct {
+	limit    int            // recoveries before giving up; 0 = unlimited
+	window   time.Duration  // an uptime that wipes the count; negative = never
+	interval time.Duration  // least delay before any recovery
+	jitter   func() float64 // in [0,1)
+
+	count   int // recoveries since the last wipe: what limit bounds
+	backoff int // failures since the last wipe: what the delay grows with
+}
+
+// died says how long to wait before a child that was ready for uptime (0 if it
+// never was) is replaced, and whether it is replaced at all.
+func (r *recovery) died(uptime time.Duration) (delay time.Duration, ok bool) {
+	if r.window >= 0 && uptime >= r.window {
+		r.count, r.backoff = 0, 0
+	}
+	if r.limit > 0 && r.count >= r.limit {
+		return 0, false
+	}
+	r.count++
+	return r.wait(), true
+}
+
+// failed says how long to wait after a child could not even be started. That
+// is the system's trouble and not the program's, and uses up no budget.
+func (r *recovery) failed() time.Duration { return r.wait() }
+
+// wait returns the delay that is due now and makes the next one longer: none
+// at first, then 200 ms doubling up to 30 s, of which up to a half is left
+// out at random so that slots that died together do not return together.
+func (r *recovery) wait() time.Duration {
+	n := r.backoff
+	r.backoff++
+	delay := time.Duration(0)
+	if n > 0 {
+		delay = maxBackoff
+		if shift := n - 1; shift < 8 {
+			delay = min(maxBackoff, firstBackoff<<shift)
+		}
+		delay -= time.Duration(r.jitter() * float64(delay) / 2)
+	}
+	return max(delay, r.interval)
+}
+
+// exited takes in that the child of s has ended, and decides what follows.
+func (m *master) exited(s *slot, exit ChildExit) {
+	now := time.Now()
+	exit.Slot, exit.Generation, exit.Asked = s.Slot, s.Generation, s.process.asked
+	exit.Uptime = now.Sub(s.StartedAt)
+	wasReady := !s.readyAt.IsZero()
+	served := time.Duration(0)
+	if wasReady {
+		served = now.Sub(s.readyAt)
+	}
+	s.process, s.PID, s.State, s.deadline = nil, 0, ChildDown, time.Time{}
+	m.calls.post(func() { m.app.hooks.exited(exit) })
+
+	where := fmt.Sprintf("slot %d pid %d: %s after %v", s.Slot, exit.PID, exit.Status, exit.Uptime.Round(time.Millisecond))
+	failure := &ChildError{Slot: s.Slot, PID: exit.PID, Status: exit.Status}
+	switch {
+	case m.stopping.sent():
+		m.log.infof("%s", where)
+	case m.starting && !wasReady:
+		failure.Reason = ErrChildStart
+		m.abort(failure)
+	case m.cfg.DisableChildRecovery:
+		failure.Reason = ErrChildExited
+		m.giveUp(failure)
+	default:
+		delay, ok := s.policy.died(served)
+		if !ok {
+			failure.Reason = ErrRecoveryLimit
+			m.giveUp(failure)
+			return
+		}
+		if s.lastPID == 0 {
+			s.lastPID = exit.PID
+		}
+		budget := "no limit"
+		if m.cfg.MaxChildRecoveries > 0 {
+			budget = fmt.Sprintf("of %d", m.cfg.MaxChildRecoveries)
+		}
+		m.log.warnf("%s; recovery %d (%s), next child in %v", where, s.policy.count, budget, delay.Round(time.Millisecond))
+		s.Recoveries++
+		s.respawnAt = now.Add(delay)
+		m.due(now)
+	}
+}
+
+// due does what has to be done by now: recoveries, and the end of children
+// that do not become ready.
+func (m *master) due(now time.Time) {
+	for _, s := range m.slots {
+		if m.stopping.sent() {
+			return
+		}
+		if !s.respawnAt.IsZero() && !now.Before(s.respawnAt) {
+			m.spawn(s)
+		}
+		if s.deadline.IsZero() || now.Before(s.deadline) {
+			continue
+		}
+		s.deadline = time.Time{}
+		status := fmt.Sprintf("not ready after %v (ChildStartTimeout)", m.cfg.ChildStartTimeout)
+		if m.starting {
+			m.abort(&ChildError{Reason: ErrChildStart, Slot: s.Slot, PID: s.PID, Status: status})
+			return
+		}
+		m.log.errorf("slot %d pid %d: %s: killed", s.Slot, s.PID, status)
+		s.process.signal(os.Kill)
+	}
+}
+
+// nextDue says how long there is nothing to do.
+func (m *master) nextDue(now time.Time) time.Duration {
+	next := time.Hour
+	if m.stopping.sent() {
+		return next
+	}
+	for _, s := range m.slots {
+		for _, t := range []time.Time{s.respawnAt, s.deadline} {
+			if !t.IsZero() {
+				next = min(next, max(0, t.Sub(now)))
+			}
+		}
+	}
+	return next
+}
