@@ -11,7 +11,7 @@ import (
 )
 
 // terminate asks a process to go.
-const terminate = os.Kill
+var terminate = os.Kill
 
 func startProcess(*socket.Socket, childEnv, int, func(event)) (*process, error) {
 	return nil, fmt.Errorf("prefork: %w", ErrPlatformUnsupported)
