@@ -526,7 +526,7 @@ type boundListener struct {
 func (b *boundListener) hold() (*socket.Socket, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.socket == nil {
+	if b.socket == nil || b.closed {
 		return nil, fmt.Errorf("prefork: listener on %v: %w", b.addr, net.ErrClosed)
 	}
 	s := b.socket

@@ -59,7 +59,8 @@ func unlinker(path string) func() {
 		return nil
 	}
 	return func() {
-		if now, err := os.Stat(path); err == nil && os.SameFile(bound, now) {
+		// The time too: an inode's number is soon used again.
+		if now, err := os.Stat(path); err == nil && os.SameFile(bound, now) && now.ModTime().Equal(bound.ModTime()) {
 			_ = os.Remove(path)
 		}
 	}

@@ -1,0 +1,254 @@
+package prefork
+
+// The pieces without processes: the recovery policy, the environment, what a
+// listener is made of, the hooks' queue.
+
+import (
+	"crypto/tls"
+	"errors"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/gofiber/fiber/v3"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// run plays a slot whose children live for uptime each, by the synctest
+// clock, and returns the delays until the policy gives up or n children died.
+func run(p *recovery, n int, uptime time.Duration) (delays []time.Duration, gaveUp bool) {
+	for range n {
+		readyAt := time.Now()
+		time.Sleep(uptime)
+		delay, ok := p.died(time.Since(readyAt))
+		if !ok {
+			return delays, true
+		}
+		delays = append(delays, delay)
+		time.Sleep(delay)
+	}
+	return delays, false
+}
+
+func newPolicy() *recovery {
+	return &recovery{window: time.Minute, jitter: func() float64 { return 0 }}
+}
+
+func TestRecoveryBacksOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		delays, gaveUp := run(newPolicy(), 12, 0)
+		assert.False(t, gaveUp)
+		ms := time.Millisecond
+		assert.Equal(t, []time.Duration{
+			0, 200 * ms, 400 * ms, 800 * ms, 1600 * ms, 3200 * ms, 6400 * ms, 12800 * ms, 25600 * ms,
+			30 * time.Second, 30 * time.Second, 30 * time.Second,
+		}, delays)
+	})
+}
+
+func TestRecoveryJitter(t *testing.T) {
+	p := newPolicy()
+	p.jitter = func() float64 { return 0.999 }
+	for range 20 {
+		before := p.backoff
+		delay, _ := p.died(0)
+		if before > 0 {
+			assert.Positive(t, delay)
+			assert.LessOrEqual(t, delay, maxBackoff)
+		}
+	}
+	delay, _ := p.died(0)
+	assert.InDelta(t, float64(maxBackoff)/2, float64(delay), float64(time.Second))
+}
+
+func TestRecoveryWindowWipes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPolicy()
+		p.limit = 2
+		delays, gaveUp := run(p, 50, time.Minute)
+		assert.False(t, gaveUp)
+		for _, delay := range delays {
+			assert.Zero(t, delay)
+		}
+		delays, gaveUp = run(p, 50, time.Minute-time.Nanosecond)
+		assert.True(t, gaveUp)
+		assert.Len(t, delays, 1, "one was counted before")
+	})
+}
+
+func TestRecoveryWholeLife(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPolicy()
+		p.limit, p.window = 3, -1
+		delays, gaveUp := run(p, 50, 24*time.Hour)
+		assert.True(t, gaveUp)
+		assert.Len(t, delays, 3)
+	})
+}
+
+func TestRecoveryInterval(t *testing.T) {
+	p := newPolicy()
+	p.interval = 5 * time.Second
+	delay, ok := p.died(0)
+	assert.True(t, ok)
+	assert.Equal(t, 5*time.Second, delay)
+}
+
+func TestFailedStartsCostNoBudget(t *testing.T) {
+	p := newPolicy()
+	p.limit = 1
+	var last time.Duration
+	for range 20 {
+		last = p.failed()
+	}
+	assert.Equal(t, maxBackoff, last)
+	_, ok := p.died(0)
+	assert.True(t, ok, "the one recovery is still there")
+	_, ok = p.died(0)
+	assert.False(t, ok)
+}
+
+func FuzzRecovery(f *testing.F) {
+	f.Add(3, int64(time.Minute), int64(0), []byte{1, 2, 3})
+	f.Fuzz(func(t *testing.T, limit int, window, interval int64, uptimes []byte) {
+		p := &recovery{
+			limit: max(0, limit), window: time.Duration(window), interval: max(0, time.Duration(interval)),
+			jitter: func() float64 { return 0.5 },
+		}
+		for _, b := range uptimes {
+			delay, ok := p.died(time.Duration(b) * time.Second)
+			if !ok {
+				if p.limit == 0 || p.count < p.limit {
+					t.Fatalf("gave up at %d of %d", p.count, p.limit)
+				}
+				return
+			}
+			if delay < p.interval || delay > max(maxBackoff, p.interval) {
+				t.Fatalf("delay %v", delay)
+			}
+		}
+	})
+}
+
+func TestChildEnv(t *testing.T) {
+	for _, env := range []childEnv{
+		{master: 1, slot: 0},
+		{master: 4711, slot: 12, generation: 3, tls: true, key: "tcp4 127.0.0.1:3000"},
+		{master: 4711, key: "unix /tmp/a b c.sock"},
+	} {
+		got, err := parseChildEnv(env.String())
+		require.NoError(t, err)
+		assert.Equal(t, env, got)
+	}
+	for _, bad := range []string{"", "1", "2 1 0 0 false x", "1 x 0 0 false x", "1 1 -1 0 false x", "1 1 0 0 maybe x", "1 99999999999 0 0 true x"} {
+		_, err := parseChildEnv(bad)
+		require.ErrorContains(t, err, envChild, bad)
+	}
+}
+
+func FuzzParseChildEnv(f *testing.F) {
+	f.Add("1 4711 0 0 false tcp4 :3000")
+	f.Add("1 1 2 3 true unix /run/x y")
+	f.Add("2 x")
+	f.Fuzz(func(t *testing.T, s string) {
+		env, err := parseChildEnv(s)
+		if err != nil {
+			return
+		}
+		again, err := parseChildEnv(env.String())
+		if err != nil || again != env {
+			t.Fatalf("%q became %+v, then %+v, %v", s, env, again, err)
+		}
+		if env.slot < 0 || env.master < 0 || env.generation < 0 {
+			t.Fatalf("%q became %+v", s, env)
+		}
+	})
+}
+
+type wrapper struct {
+	net.Listener
+	limit int
+}
+
+type hidden struct {
+	mu    sync.Mutex
+	inner net.Listener
+}
+
+func (h *hidden) Accept() (net.Conn, error) { return h.inner.Accept() }
+func (h *hidden) Close() error              { return h.inner.Close() }
+func (h *hidden) Addr() net.Addr            { return h.inner.Addr() }
+
+func TestTakeApart(t *testing.T) {
+	own := &boundListener{}
+	inh := &inheritedListener{}
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer func() { _ = tcp.Close() }()
+	config := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{}}}
+	var nilTCP *net.TCPListener
+	for name, test := range map[string]struct {
+		ln   net.Listener
+		want parts
+	}{
+		"nil":                 {nil, parts{}},
+		"typed nil":           {nilTCP, parts{}},
+		"own":                 {own, parts{own: own}},
+		"inherited":           {inh, parts{inherited: inh}},
+		"own deep":            {&hidden{inner: wrapper{Listener: &hidden{inner: own}}}, parts{own: own}},
+		"inherited in tls":    {tls.NewListener(inh, config), parts{inherited: inh, tls: config}},
+		"tcp":                 {tcp, parts{plain: tcp}},
+		"tcp in tls":          {tls.NewListener(tcp, config), parts{plain: tcp, tls: config}},
+		"nothing in tls":      {tls.NewListener(nil, config), parts{tls: config}},
+		"tcp in a wrapper":    {wrapper{Listener: tcp}, parts{}},
+		"tls in a wrapper":    {wrapper{Listener: tls.NewListener(tcp, config)}, parts{}},
+		"own in tls in a box": {&hidden{inner: tls.NewListener(own, config)}, parts{own: own}},
+	} {
+		assert.Equal(t, test.want, takeApart(test.ln), name)
+	}
+}
+
+func TestForkHandlersOfFiber(t *testing.T) {
+	app := fiber.New()
+	called := 0
+	app.Hooks().OnFork(func(int) error { called++; return nil })
+	handlers := forkHandlers(app.Hooks())
+	require.Len(t, handlers, 1, "Fiber keeps its OnFork handlers elsewhere now")
+	require.NoError(t, handlers[0](1))
+	assert.Equal(t, 1, called)
+}
+
+func TestHooksSurviveTheirHandlers(t *testing.T) {
+	var written lines
+	l := logger{custom: &written}
+	var got []int
+	runHandlers(l, "OnFork", []func(int) error{
+		func(int) error { panic("oops") },
+		func(int) error { return errors.New("no") },
+		func(pid int) error { got = append(got, pid); return nil },
+	}, 7)
+	assert.Equal(t, []int{7}, got)
+	require.Len(t, written, 2)
+	assert.True(t, strings.HasPrefix(written[0], "[prefork] OnFork handler panicked: oops"))
+	assert.Equal(t, "[prefork] OnFork handler: no", written[1])
+}
+
+func TestCallsRunInOrder(t *testing.T) {
+	c := newCalls()
+	var got []int
+	for i := range 100 {
+		c.post(func() { got = append(got, i) })
+	}
+	c.flush()
+	require.Len(t, got, 100)
+	assert.IsIncreasing(t, got)
+	block := make(chan struct{})
+	c.post(func() { <-block })
+	assert.False(t, c.flushWithin(time.Millisecond))
+	close(block)
+	assert.True(t, c.flushWithin(time.Minute))
+}

@@ -1,0 +1,260 @@
+//go:build unix
+
+package prefork_test
+
+// The programs under test. Each is an ordinary main that uses the library;
+// what happens in them is told in lines "EVENT <pid> <name> <data>".
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/gofiber/fiber/v3"
+
+	"github.com/fiber-prefork/prefork"
+)
+
+// programOptions are what a test may set. The embedded ListenConfig is set by
+// its JSON names, or by those of its fields.
+type programOptions struct {
+	prefork.ListenConfig
+
+	Addr        string        // of Listen
+	Init        time.Duration // that main takes before Listen in a child
+	FailStart   string        // how a child ends before it is ready: "exit" or "hang", with a slot for that slot only
+	FailAgain   bool          // FailStart is for children with a recovery behind them only
+	Flag        string        // path of a file by which children tell that they have been there
+	AfterListen time.Duration // that main takes after Listen
+	PostDelay   time.Duration // of OnPostShutdown
+	Graceful    bool          // GracefulContext from signal.NotifyContext
+	Banner      bool
+	Close       []int  // descriptors to close at the start of the master
+	NoFile      uint64 // RLIMIT_NOFILE that the master sets itself once it listens
+	Open        string // how the program opens its listener
+	TLS         bool   // around the listener
+	Dir         string // of certificates
+	At          string // where App.Shutdown is called in the master
+}
+
+var programs = map[string]func(o *programOptions){
+	"app": func(o *programOptions) {
+		app := newApp(o)
+		finish(o, app.Listen(o.Addr, o.ListenConfig))
+	},
+	"background": background,
+	"listener":   listener,
+	"features":   features,
+	"wrap":       wrapped,
+	"two":        twoApps,
+	"twice":      twice,
+	"tls":        tlsApp,
+}
+
+func runProgram(name string) {
+	o := &programOptions{Addr: "127.0.0.1:0"}
+	if err := json.Unmarshal([]byte(os.Getenv(envConfig)), o); err != nil {
+		log.Fatalf("options: %v", err)
+	}
+	o.DisableStartupMessage = !o.Banner
+	program, ok := programs[name]
+	if !ok {
+		log.Fatalf("no program %q", name)
+	}
+	program(o)
+}
+
+var printing sync.Mutex
+
+// tell reports an event in one write.
+func tell(name, format string, args ...any) {
+	printing.Lock()
+	defer printing.Unlock()
+	_, _ = os.Stdout.WriteString(fmt.Sprintf("EVENT %d %s %s\n", os.Getpid(), name, fmt.Sprintf(format, args...)))
+}
+
+// newApp is an app with routes that do what tests need, and hooks that tell.
+func newApp(o *programOptions) *prefork.App {
+	app := prefork.New()
+	instrument(app, o)
+	return app
+}
+
+func instrument(app *prefork.App, o *programOptions) {
+	if prefork.IsChild() {
+		failStart(o)
+	}
+	routes(app.App)
+	shutdown := func() { go func() { tell("shutdown", "%v", app.Shutdown()) }() }
+	if o.At != "" && !prefork.IsChild() {
+		switch o.At {
+		case "OnFork":
+			app.Hooks().OnFork(func(int) error { tell("shutdown", "%v", app.Shutdown()); return nil })
+		case "OnListen":
+			app.Hooks().OnListen(func(fiber.ListenData) error { tell("shutdown", "%v", app.Shutdown()); return nil })
+		case "OnChildReady":
+			app.Hooks().OnChildReady(func(prefork.Child) error { tell("shutdown", "%v", app.ShutdownWithTimeout(time.Minute)); return nil })
+		case "OnChildExit":
+			app.Hooks().OnChildExit(func(prefork.ChildExit) error { tell("shutdown", "%v", app.Shutdown()); return nil })
+		case "goroutine":
+			app.Hooks().OnListen(func(fiber.ListenData) error { shutdown(); shutdown(); return nil })
+		case "short":
+			c := make(chan os.Signal, 1)
+			signal.Notify(c, syscall.SIGUSR1)
+			go func() {
+				<-c
+				tell("shutdown", "%v", app.ShutdownWithTimeout(200*time.Millisecond))
+			}()
+		case "raw":
+			c := make(chan os.Signal, 1)
+			signal.Notify(c, syscall.SIGUSR1)
+			go func() {
+				<-c
+				tell("shutdown", "%v", app.App.Shutdown())
+			}()
+		case "panic":
+			app.Hooks().OnListen(func(fiber.ListenData) error { panic("in OnListen") })
+		case "BeforeServe":
+			o.BeforeServeFunc = func(*fiber.App) error { return errors.New("refused by BeforeServeFunc") }
+		}
+	}
+	if o.At == "children" && !prefork.IsChild() {
+		c := make(chan os.Signal, 1)
+		signal.Notify(c, syscall.SIGUSR1)
+		go func() {
+			for range c {
+				tell("children", "%+v", app.Children())
+			}
+		}()
+	}
+	app.Get("/shutdown", func(fiber.Ctx) error {
+		go func() { tell("shutdown", "%v", app.Shutdown()) }()
+		return nil
+	})
+	app.Hooks().OnListen(func(d fiber.ListenData) error {
+		addr := d.Host
+		if d.Port != "" {
+			addr += ":" + d.Port
+		}
+		tell("listen", "%s prefork=%t count=%d children=%v", addr, d.Prefork, d.ProcessCount, d.ChildPIDs)
+		return nil
+	})
+	app.Hooks().OnFork(func(pid int) error { tell("fork", "%d", pid); return nil })
+	app.Hooks().OnChildReady(func(c prefork.Child) error {
+		tell("ready", "%d %d %d %s", c.Slot, c.PID, c.Recoveries, c.State)
+		return nil
+	})
+	app.Hooks().OnChildExit(func(e prefork.ChildExit) error {
+		tell("exit", "%d %d code=%d asked=%t status=%s", e.Slot, e.PID, e.ExitCode, e.Asked, e.Status)
+		return nil
+	})
+	app.Hooks().OnChildRecover(func(oldPID, newPID int) error { tell("recover", "%d %d", oldPID, newPID); return nil })
+	app.Hooks().OnPreShutdown(func() error { tell("preshutdown", ""); return nil })
+	app.Hooks().OnPostShutdown(func(err error) error {
+		time.Sleep(o.PostDelay)
+		tell("postshutdown", "%v", err)
+		return nil
+	})
+	if o.Graceful {
+		o.GracefulContext, _ = signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	}
+}
+
+// failStart ends or delays a child before it is ready.
+func failStart(o *programOptions) {
+	tell("init", "")
+	time.Sleep(o.Init)
+	if o.FailAgain {
+		if f, err := os.OpenFile(o.Flag+slotOf(), os.O_CREATE|os.O_EXCL, 0o600); err == nil {
+			_ = f.Close()
+			return
+		}
+	}
+	switch o.FailStart {
+	case "exit", "exit" + slotOf():
+		os.Exit(7)
+	case "hang", "hang" + slotOf():
+		select {}
+	}
+}
+
+func slotOf() string { return strings.Fields(os.Getenv("FIBER_PREFORK_CHILD"))[2] }
+
+func routes(app *fiber.App) {
+	app.Get("/", func(c fiber.Ctx) error { return c.SendString(strconv.Itoa(os.Getpid())) })
+	app.Get("/sleep/:ms", func(c fiber.Ctx) error {
+		tell("sleeping", "%s", c.Params("ms"))
+		time.Sleep(time.Duration(fiber.Params[int](c, "ms")) * time.Millisecond)
+		return c.SendString("slept")
+	})
+	app.Get("/exit/:code", func(c fiber.Ctx) error {
+		os.Exit(fiber.Params[int](c, "code"))
+		return nil
+	})
+	app.Get("/panic", func(fiber.Ctx) error {
+		go func() { panic("outside a handler") }()
+		select {}
+	})
+	app.Get("/alloc", func(c fiber.Ctx) error {
+		var hold [][]byte
+		for {
+			b := make([]byte, 16<<20)
+			for i := 0; i < len(b); i += 4096 {
+				b[i] = 1
+			}
+			hold = append(hold, b)
+		}
+	})
+	app.Get("/gomaxprocs", func(c fiber.Ctx) error { return c.SendString(os.Getenv("GOMAXPROCS")) })
+	app.Get("/ischild", func(c fiber.Ctx) error {
+		return c.SendString(fmt.Sprint(prefork.IsChild(), fiber.IsChild()))
+	})
+	app.Get("/env", func(c fiber.Ctx) error { return c.SendString(strings.Join(os.Environ(), "\n")) })
+}
+
+// finish tells how Listen ended and ends main as most programs do.
+func finish(o *programOptions, err error) {
+	tell("returned", "%v", err)
+	time.Sleep(o.AfterListen)
+	var failure *prefork.ChildError
+	if errors.As(err, &failure) {
+		tell("childerror", "slot=%d pid=%d status=%s", failure.Slot, failure.PID, failure.Status)
+	}
+	for _, sentinel := range []error{
+		prefork.ErrChildStart, prefork.ErrChildExited, prefork.ErrRecoveryLimit, prefork.ErrInvalidConfig,
+		prefork.ErrReuseportUnsupported, prefork.ErrAlreadyRunning, syscall.EADDRINUSE, syscall.EACCES, context.DeadlineExceeded,
+	} {
+		if errors.Is(err, sentinel) {
+			tell("is", "%v", sentinel)
+		}
+	}
+	if err != nil {
+		os.Exit(1)
+	}
+}
+
+// background listens on another goroutine while main waits for a signal, as
+// Fiber's documentation shows it.
+func background(o *programOptions) {
+	app := newApp(o)
+	go func() {
+		if err := app.Listen(o.Addr, o.ListenConfig); err != nil {
+			log.Fatal(err)
+		}
+	}()
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGINT, syscall.SIGTERM)
+	<-c
+	tell("main", "signalled")
+	err := app.Shutdown()
+	tell("main", "shutdown %v", err)
+}
