@@ -39,6 +39,8 @@ const (
 	lameDuck = 500 * time.Millisecond
 	// drainPoll is how often a draining child looks whether all connections are gone.
 	drainPoll = 5 * time.Millisecond
+	// acceptWarning is the least time between two warnings that accept fails.
+	acceptWarning = 10 * time.Second
 	// leaveGrace is how long main may take to end after Listen has returned
 	// before the child sends itself the signal that main may be waiting for.
 	leaveGrace = time.Second
@@ -96,9 +98,9 @@ type inheritance struct {
 	drain   chan order // gets the one order to drain
 	ended   latch      // the app that this child serves has ended
 
-	mu    sync.Mutex
-	ln    *inheritedListener // set by the first listener() that matches
-	taken bool               // an app serves it
+	mu  sync.Mutex
+	ln  *inheritedListener // set by the first listener() that matches
+	app *App               // that serves it
 }
 
 const askedByMaster = "the master"
@@ -147,7 +149,7 @@ func (in *inheritance) receive() {
 			continue // of a kind for a later version's child
 		}
 		in.mu.Lock()
-		serving := in.taken
+		serving := in.app != nil
 		in.mu.Unlock()
 		if !serving {
 			os.Exit(1)
@@ -157,21 +159,15 @@ func (in *inheritance) receive() {
 	}
 }
 
-// listener returns the listener that this child has been started for, if key
-// is its, and else one that never gets a connection: a program may have more
-// servers than the one that this child belongs to.
-func (in *inheritance) listener(network, addr string) *inheritedListener {
-	key := listenerKey(network, addr)
+// listener returns the listener that this child has been started for, the same
+// each time, if key is its, and else one that never gets a connection: a
+// program may have more servers than the one that this child belongs to.
+func (in *inheritance) listener(key, network, addr string) *inheritedListener {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if key != in.key {
 		return &inheritedListener{key: key, addr: foreignAddr{network, addr}, done: make(chan struct{})}
 	}
-	return in.open()
-}
-
-// open returns the inherited listener, the same each time. in.mu is held.
-func (in *inheritance) open() *inheritedListener {
 	if in.ln == nil {
 		ln, err := socket.Inherit(listenerFD)
 		in.ln = &inheritedListener{key: in.key, ln: ln, err: err, mine: true, control: in.control, done: make(chan struct{})}
@@ -184,15 +180,22 @@ func (in *inheritance) open() *inheritedListener {
 	return in.ln
 }
 
-// take makes ln served, once.
-func (in *inheritance) take() bool {
+// take makes a the app that this child serves. Another one that asks for the
+// same cannot be told apart from it, and might serve on its port: the child
+// ends, so that the start fails.
+func (in *inheritance) take(a *App, log logger) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if in.taken {
-		return false
+	where := fmt.Sprintf("slot %d pid %d", in.slot, os.Getpid())
+	if in.app == nil {
+		in.app = a
+		return nil
 	}
-	in.taken = true
-	return true
+	if in.app != a {
+		log.errorf("%s: two apps serve %q: give them addresses of their own, or call Listen at different places", where, in.key)
+		os.Exit(1)
+	}
+	return fmt.Errorf("prefork: %s: %w", where, ErrAlreadyRunning)
 }
 
 // foreignAddr is an address that another child serves, as the program named it.
@@ -210,8 +213,10 @@ type inheritedListener struct {
 	ln      net.Listener // nil if not mine, or with err
 	err     error
 	mine    bool // this child was started for it
+	log     logger
 	control *control.Conn
 
+	warned   time.Time   // of the last warning; only Accept touches it
 	accepted atomic.Bool // Accept has been called: the child is ready
 	draining atomic.Bool
 	closing  sync.Once
@@ -256,7 +261,10 @@ func (l *inheritedListener) Accept() (net.Conn, error) {
 		}
 		// fasthttp would stop serving. The connection waits in the queue.
 		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-		logger{}.errorf("accept on %v: %v; next try in %v", l.addr, err, pause)
+		if now := time.Now(); now.Sub(l.warned) >= acceptWarning {
+			l.warned = now
+			l.log.errorf("accept on %v: %v; connections wait", l.addr, err)
+		}
 		select {
 		case <-l.done:
 		case <-time.After(pause):
@@ -314,10 +322,11 @@ type child struct {
 }
 
 // serveChildListener is Listener in a child: p are the parts of ln.
-func (a *App) serveChildListener(cfg ListenConfig, ln net.Listener, p parts) error {
+func (a *App) serveChildListener(cfg ListenConfig, key string, ln net.Listener, p parts) error {
 	if p.inherited != nil {
 		return a.serve(cfg, p.inherited, ln)
 	}
+	mine := inherited.listener(key, "listener", fmt.Sprint(ln))
 	// A listener that main opened here gets no connection: the master's is
 	// pinned. It has told how TLS is done, and goes.
 	if p.plain != nil {
@@ -330,22 +339,12 @@ func (a *App) serveChildListener(cfg ListenConfig, ln net.Listener, p parts) err
 	if tlsConfig == nil {
 		tlsConfig = cfg.TLSConfig
 	}
-	if inherited.tls && tlsConfig == nil {
+	if mine.mine && inherited.tls && tlsConfig == nil {
 		return invalid("Listener", "a listener without TLS in a child",
 			"the master's has TLS: put tls.NewListener around a prefork.NewListener, or set ListenConfig.TLSConfig")
 	}
 	if !inherited.tls {
 		tlsConfig = nil
-	}
-	inherited.mu.Lock()
-	own := inherited.key == ""
-	var mine *inheritedListener
-	if own {
-		mine = inherited.open()
-	}
-	inherited.mu.Unlock()
-	if !own {
-		mine = inherited.listener("listener", fmt.Sprint(ln))
 	}
 	return a.serveChild(cfg, mine, tlsConfig)
 }
@@ -372,9 +371,10 @@ func (a *App) serve(cfg ListenConfig, ln *inheritedListener, outer net.Listener)
 	if ln.err != nil {
 		return fmt.Errorf("prefork: slot %d pid %d: %w", in.slot, os.Getpid(), ln.err)
 	}
-	if !in.take() {
-		return fmt.Errorf("prefork: slot %d pid %d: %w", in.slot, os.Getpid(), ErrAlreadyRunning)
+	if err := in.take(a, log); err != nil {
+		return err
 	}
+	ln.log = log
 	c := &child{app: a, cfg: cfg, in: in, ln: ln, end: newEnding()}
 	a.setServer(c)
 
@@ -438,7 +438,11 @@ func (c *child) shutdownFor(ctx context.Context, asker string) error {
 		if asker != askedByMaster {
 			_ = c.in.control.Send(control.Message{Kind: control.Status, Text: "draining: " + asker})
 		}
-		return c.app.App.ShutdownWithContext(c.end.context(c.cfg.ShutdownTimeout))
+		err := c.app.App.ShutdownWithContext(c.end.context(c.cfg.ShutdownTimeout))
+		if err != nil {
+			_ = c.in.control.Send(control.Message{Kind: control.Overdue})
+		}
+		return err
 	})
 }
 
@@ -449,6 +453,14 @@ func (c *child) lameDuck() error {
 	ctx := c.end.context(c.cfg.ShutdownTimeout)
 	c.draining.Store(true)
 	c.ln.startDrain()
+	if c.ln.accepted.Load() {
+		// A wrapper with a limit may take its time to accept what is queued.
+		select {
+		case <-c.ln.done:
+		case <-ctx.Done():
+			return nil
+		}
+	}
 	tick := time.NewTicker(drainPoll)
 	defer tick.Stop()
 	idle := time.After(lameDuck)

@@ -110,6 +110,7 @@ func features(o *programOptions) {
 }
 
 func TestFeaturesInChildren(t *testing.T) {
+	t.Parallel()
 	s := start(t, "features", options{"enable_prefork": true, "Children": 2})
 	s.await(`EVENT \d+ early fork`)
 	s.await(`EVENT \d+ early listen`)
@@ -178,6 +179,7 @@ func wrapped(o *programOptions) {
 }
 
 func TestHooksAndBanner(t *testing.T) {
+	t.Parallel()
 	s := start(t, "wrap", options{"enable_prefork": true, "Children": 3, "Banner": true})
 	master := s.cmd.Process.Pid
 	listen := s.await(`^EVENT (\d+) listen (\S+) prefork=(\S+) count=(\d+) children=\[(\d+) (\d+) (\d+)\]`)
@@ -315,6 +317,7 @@ func tlsApp(o *programOptions) {
 }
 
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	a := newAuthority(t)
 	a.issue("server", "localhost")
 	a.issue("client", "client.test")

@@ -6,6 +6,7 @@ package prefork
 
 import (
 	"fmt"
+	"os"
 	"reflect"
 	"runtime/debug"
 	"slices"
@@ -33,17 +34,21 @@ type ChildExit struct {
 	Generation int
 	// ExitCode is the child's exit status, -1 if a signal ended it.
 	ExitCode int
+	// Signal is the signal that ended it, nil if it exited.
+	Signal os.Signal
 	// Status says the same in words: "exit status 3", "signal: killed".
 	Status string
 	// Uptime is how long the process lived.
 	Uptime time.Duration
-	// Asked is true when the master had asked it to go.
+	// Asked is true when the master had asked it to go. A child that drains
+	// by itself, by a signal or App.Shutdown, was not asked.
 	Asked bool
 }
 
 // Hooks registers handlers. It embeds Fiber's hooks; those that prefork gives
 // another meaning or more data are documented here. Handlers may be
-// registered by any goroutine at any time; errors that they return are logged.
+// registered by any goroutine at any time. Errors that handlers of the hooks
+// below return are logged, but for OnListen's: Fiber panics with those.
 type Hooks struct {
 	*fiber.Hooks
 

@@ -167,7 +167,8 @@ type ListenConfig struct {
 
 	// DisableReuseportFallback makes Listen fail with
 	// ErrReuseportUnsupported where one listener for all children would be
-	// used instead of one for each.
+	// used instead of one for each: also for a unix socket, and for a
+	// listener that the application has opened itself.
 	//
 	// Default: false
 	DisableReuseportFallback bool `json:"disable_reuseport_fallback"`
@@ -213,8 +214,8 @@ type ListenConfig struct {
 	// Default: ListenerModeAuto
 	ListenerMode ListenerMode `json:"listener_mode"`
 
-	// DisableSignals leaves SIGINT, SIGTERM, SIGHUP and SIGPIPE to the
-	// application, in the master and in the children.
+	// DisableSignals leaves SIGINT, SIGTERM and SIGHUP to the application, in
+	// the master and in the children.
 	//
 	// Default: false
 	DisableSignals bool `json:"disable_signals"`
@@ -249,6 +250,12 @@ func (cfg *ListenConfig) fiber() fiber.ListenConfig {
 // withDefaults checks every field and returns a copy in which none that has a
 // default is left at zero.
 func (cfg ListenConfig) withDefaults() (ListenConfig, error) {
+	if cfg.PreforkShutdownGracePeriod < 0 { // before it is used for another field
+		return cfg, invalid("PreforkShutdownGracePeriod", cfg.PreforkShutdownGracePeriod, "must not be negative")
+	}
+	if cfg.PreforkRecoverThreshold < 0 {
+		return cfg, invalid("PreforkRecoverThreshold", cfg.PreforkRecoverThreshold, "must not be negative")
+	}
 	if cfg.ListenerNetwork == "" {
 		cfg.ListenerNetwork = fiber.NetworkTCP4
 	}
@@ -295,12 +302,8 @@ func (cfg *ListenConfig) validate() error {
 		return invalid("TLSMinVersion", fmt.Sprintf("%#x", cfg.TLSMinVersion), "want tls.VersionTLS12 or tls.VersionTLS13")
 	case cfg.ShutdownTimeout < 0:
 		return invalid("ShutdownTimeout", cfg.ShutdownTimeout, "must not be negative")
-	case cfg.PreforkShutdownGracePeriod < 0:
-		return invalid("PreforkShutdownGracePeriod", cfg.PreforkShutdownGracePeriod, "must not be negative")
 	case cfg.PreforkRecoverInterval < 0:
 		return invalid("PreforkRecoverInterval", cfg.PreforkRecoverInterval, "must not be negative")
-	case cfg.PreforkRecoverThreshold < 0:
-		return invalid("PreforkRecoverThreshold", cfg.PreforkRecoverThreshold, "must not be negative")
 	case cfg.MaxChildRecoveries < 0:
 		return invalid("MaxChildRecoveries", cfg.MaxChildRecoveries, "must not be negative")
 	case cfg.Children < 0 || cfg.Children > maxChildren:
@@ -397,13 +400,14 @@ func (a *App) Listen(addr string, config ...ListenConfig) error {
 	if err != nil {
 		return err
 	}
+	key := listenerKey(cfg.ListenerNetwork, addr)
 	if inherited != nil {
-		return a.serveChild(cfg, inherited.listener(cfg.ListenerNetwork, addr), tlsConfig)
+		return a.serveChild(cfg, inherited.listener(key, cfg.ListenerNetwork, addr), tlsConfig)
 	}
 	if runtime.GOOS == "windows" {
 		return fmt.Errorf("prefork: %w: %s: leave EnablePrefork off", ErrPlatformUnsupported, runtime.GOOS)
 	}
-	return a.serveMaster(cfg, tlsConfig, listenerKey(cfg.ListenerNetwork, addr), func() (*socket.Socket, error) {
+	return a.serveMaster(cfg, tlsConfig, key, func() (*socket.Socket, error) {
 		return socket.Listen(cfg.ListenerNetwork, addr, cfg.UnixSocketFileMode)
 	})
 }
@@ -416,8 +420,10 @@ func (a *App) Listen(addr string, config ...ListenConfig) error {
 //   - with [NewListener], which returns the right thing in both: the best, and
 //     the only one that keeps wrappers around ln (limits, PROXY protocol);
 //   - with SO_REUSEPORT, so that it can be opened again in a child, where it
-//     is asked for its TLS config and then closed;
-//   - in the master only (if !prefork.IsChild()), with nil in the children.
+//     is asked for its TLS config and then closed (Linux only, and not on the
+//     MPTCP socket that net.ListenConfig makes without SetMultipathTCP(false));
+//   - in the master only (if !prefork.IsChild()), with nil in the children;
+//     when it has TLS around it, the children need ListenConfig.TLSConfig.
 //
 // ln may be a *net.TCPListener, a *net.UnixListener, a tls.NewListener around
 // one, or anything around a NewListener. What cannot be shared (a listener in
@@ -434,8 +440,12 @@ func (a *App) Listener(ln net.Listener, config ...ListenConfig) error {
 		return err
 	}
 	parts := takeApart(ln)
+	key := listenerKey("", "")
 	if inherited != nil {
-		return a.serveChildListener(cfg, ln, parts)
+		return a.serveChildListener(cfg, key, ln, parts)
+	}
+	if cfg.TLSConfig != nil || cfg.CertFile != "" || cfg.CertKeyFile != "" || cfg.CertClientFile != "" || cfg.AutoCertManager != nil {
+		cfg.log().warnf("Listener serves the listener that it is given: the TLS fields do not turn TLS on (listener has TLS: %t)", parts.tls != nil)
 	}
 	if ln == nil {
 		return invalid("Listener", "nil", "only a child may pass no listener")
@@ -466,7 +476,7 @@ func (a *App) Listener(ln net.Listener, config ...ListenConfig) error {
 		}
 	}
 	cfg.ListenerMode = ListenerModeShared // it is one socket, with options that others would lack
-	return a.serveMaster(cfg, parts.tls, "", func() (*socket.Socket, error) { return held, nil })
+	return a.serveMaster(cfg, parts.tls, key, func() (*socket.Socket, error) { return held, nil })
 }
 
 // serveAlone serves a listener that cannot be shared.
@@ -493,8 +503,9 @@ func NewListener(network, addr string) (net.Listener, error) {
 	default:
 		return nil, invalid("network", fmt.Sprintf("%q", network), "want tcp, tcp4, tcp6 or unix")
 	}
+	key := listenerKey(network, addr)
 	if inherited != nil {
-		return inherited.listener(network, addr), nil
+		return inherited.listener(key, network, addr), nil
 	}
 	if runtime.GOOS == "windows" {
 		return net.Listen(network, addr)
@@ -503,12 +514,15 @@ func NewListener(network, addr string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &boundListener{socket: s, addr: s.Addr(), key: listenerKey(network, addr)}, nil
+	return &boundListener{socket: s, addr: s.Addr(), key: key}, nil
 }
 
-// listenerKey tells the listeners of one program apart: master and children
-// come to the same one.
-func listenerKey(network, addr string) string { return network + " " + addr }
+// listenerKey tells the listeners of one program apart, in the same way in the
+// master and in a child: by what is asked for and where in the program.
+func listenerKey(network, addr string) string {
+	_, file, line, _ := runtime.Caller(2)
+	return fmt.Sprintf("%s %s at %s:%d", network, addr, filepath.Base(file), line)
+}
 
 // boundListener is what NewListener returns in the master: a socket that
 // waits to be handed to children, or to be served here when nobody preforks.

@@ -98,7 +98,7 @@ func TestInvalidConfig(t *testing.T) {
 		{ListenConfig{ListenerNetwork: "udp"}, `ListenerNetwork = "udp"`},
 		{ListenConfig{TLSMinVersion: tls.VersionTLS11}, "TLSMinVersion = 0x302"},
 		{ListenConfig{ShutdownTimeout: -time.Second}, "ShutdownTimeout = -1s"},
-		{ListenConfig{PreforkShutdownGracePeriod: -1, ShutdownTimeout: 1}, "PreforkShutdownGracePeriod = -1ns"},
+		{ListenConfig{PreforkShutdownGracePeriod: -1}, "PreforkShutdownGracePeriod = -1ns"},
 		{ListenConfig{PreforkRecoverInterval: -1}, "PreforkRecoverInterval = -1ns"},
 		{ListenConfig{PreforkRecoverThreshold: -1}, "PreforkRecoverThreshold = -1"},
 		{ListenConfig{MaxChildRecoveries: -2}, "MaxChildRecoveries = -2"},

@@ -122,6 +122,7 @@ func unixClient(path string) *http.Client {
 }
 
 func TestNetworks(t *testing.T) {
+	t.Parallel()
 	_, port0, _ := strings.Cut("x:0", ":")
 	for network, addr := range map[string]string{"tcp4": "127.0.0.1:0", "tcp6": "[::1]:0", "tcp": ":" + port0} {
 		for _, mode := range []int{1, 2} {
@@ -149,6 +150,7 @@ func TestNetworks(t *testing.T) {
 }
 
 func TestUnix(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "s")
 	stale, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
 	require.NoError(t, err)
@@ -172,6 +174,7 @@ func TestUnix(t *testing.T) {
 }
 
 func TestSecondInstance(t *testing.T) {
+	t.Parallel()
 	s := start(t, "app", options{"enable_prefork": true, "Children": 2})
 	for _, prefork := range []bool{true, false} {
 		second := prepare(t, "app", options{"enable_prefork": prefork, "Children": 2, "Addr": s.addr}).launch()
@@ -191,6 +194,7 @@ func TestSecondInstance(t *testing.T) {
 }
 
 func TestBadAddress(t *testing.T) {
+	t.Parallel()
 	for _, addr := range []string{"127.0.0.1:99999", "no port", "192.0.2.1:0"} {
 		s := prepare(t, "app", options{"enable_prefork": true, "Addr": addr}).launch()
 		assert.Equal(t, 1, s.exit(), addr)
@@ -200,6 +204,7 @@ func TestBadAddress(t *testing.T) {
 }
 
 func TestNewListener(t *testing.T) {
+	t.Parallel()
 	s := start(t, "listener", options{"enable_prefork": true, "Children": 2, "Open": "new"})
 	if spreads {
 		s.distinct(newClient(), "http://"+s.addr+"/", 2)
@@ -208,6 +213,7 @@ func TestNewListener(t *testing.T) {
 }
 
 func TestWrappedNewListener(t *testing.T) {
+	t.Parallel()
 	s := start(t, "listener", options{"enable_prefork": true, "Children": 2, "Open": "wrapped"})
 	for range 10 {
 		conn, err := net.Dial("tcp", s.addr)
@@ -222,6 +228,7 @@ func TestWrappedNewListener(t *testing.T) {
 }
 
 func TestNewListenerUnix(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "s")
 	s := start(t, "listener", options{"enable_prefork": true, "Children": 2, "Open": "new unix", "Addr": path})
 	body, err := fetch(unixClient(path), "http://x/ischild")
@@ -232,6 +239,7 @@ func TestNewListenerUnix(t *testing.T) {
 }
 
 func TestPlainListeners(t *testing.T) {
+	t.Parallel()
 	s := start(t, "listener", options{"enable_prefork": true, "Children": 2, "Open": "net"})
 	assert.Equal(t, "true true", s.get("/ischild"))
 	s.stop()
@@ -248,6 +256,7 @@ func TestPlainListeners(t *testing.T) {
 // TestListenerOpenedInEveryProcess: without a guard main fails in the child,
 // and the master says why the server did not start.
 func TestListenerOpenedInEveryProcess(t *testing.T) {
+	t.Parallel()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	addr := ln.Addr().String()
@@ -259,6 +268,7 @@ func TestListenerOpenedInEveryProcess(t *testing.T) {
 }
 
 func TestTLSAroundListeners(t *testing.T) {
+	t.Parallel()
 	a := newAuthority(t)
 	a.issue("server", "localhost")
 	for _, how := range []string{"new", "reuseport"} {
@@ -278,6 +288,7 @@ func TestTLSAroundListeners(t *testing.T) {
 
 // TestCannotPrefork: what cannot be shared is served by one process.
 func TestCannotPrefork(t *testing.T) {
+	t.Parallel()
 	s := start(t, "listener", options{"enable_prefork": true, "Open": "foreign"})
 	s.await(`\[Warn\] \[prefork\] no prefork for the \*prefork_test.prefixed on .*prefork.NewListener`)
 	conn, err := net.Dial("tcp", s.addr)
@@ -310,6 +321,7 @@ func twoApps(o *programOptions) {
 }
 
 func TestTwoServersInOneProgram(t *testing.T) {
+	t.Parallel()
 	s := prepare(t, "two", options{"enable_prefork": true, "Children": 2}).launch()
 	which := map[string]bool{}
 	for _, m := range s.awaitN(`^EVENT \d+ listen (\S+)`, 2) {
@@ -334,6 +346,7 @@ func twice(o *programOptions) {
 }
 
 func TestListenTwice(t *testing.T) {
+	t.Parallel()
 	s := start(t, "twice", options{"enable_prefork": true, "Children": 1})
 	s.await("again prefork: app is already running")
 	s.stop()

@@ -250,14 +250,8 @@ func (s *server) processes() []int {
 	return pids
 }
 
-// child is a line of the /children route.
-type child struct {
-	Slot, PID, Generation, Recoveries int
-	State                             string
-}
-
-// children asks the master for App.Children, by a signal-free way: the
-// program prints it whenever it changes.
+// readyPIDs waits until n children have become ready since the start, and
+// returns them in that order.
 func (s *server) readyPIDs(n int) []int {
 	s.t.Helper()
 	var pids []int
@@ -340,4 +334,11 @@ func answer(t testing.TB, conn net.Conn) (*http.Response, string) {
 func kill(t testing.TB, pid int, sig syscall.Signal) {
 	t.Helper()
 	require.NoError(t, syscall.Kill(pid, sig))
+}
+
+// suspend stops a child and waits until it is.
+func suspend(t testing.TB, pid int) {
+	t.Helper()
+	kill(t, pid, syscall.SIGSTOP)
+	eventually(t, func() bool { return stopped(pid) }, "pid %d does not stop", pid)
 }

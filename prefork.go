@@ -23,6 +23,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -172,19 +173,23 @@ type slot struct {
 
 	socket    *socket.Socket
 	policy    recovery
-	process   *process  // nil when down
-	readyAt   time.Time // zero until the child is ready
-	deadline  time.Time // of the child's start; zero when none
-	respawnAt time.Time // zero unless the slot waits for its recovery
-	lastPID   int       // of the child that died, until its replacement is ready
+	process   *process   // that fills the slot; nil when down
+	leaving   []*process // that drain by themselves while the slot is filled again
+	readyAt   time.Time  // zero until the child is ready
+	deadline  time.Time  // of the child's start; zero when none
+	respawnAt time.Time  // zero unless the slot waits for its recovery
+	lastPID   int        // of the child that died, until its replacement is ready
+	exit      *ChildExit // of a child whose loss is not judged yet
+	judgeAt   time.Time  // when it is
 }
 
 // process is a child's process as the master holds it.
 type process struct {
-	pid     int
-	control *control.Conn
-	signal  func(os.Signal)
-	asked   bool // to go
+	pid       int
+	startedAt time.Time
+	control   *control.Conn
+	signal    func(os.Signal)
+	asked     bool // to go
 }
 
 // master is one server in the master, from Listen to the end of its drain.
@@ -232,6 +237,9 @@ const abortTimeout = 500 * time.Millisecond
 // deadlineShare is how much earlier than the master's the children's drain
 // deadline is, so that their OnPostShutdown handlers run: a tenth, at most this.
 const deadlineShare = 500 * time.Millisecond
+
+// hookGrace is how long the end of a drain waits for OnChildExit handlers.
+const hookGrace = 500 * time.Millisecond
 
 // serveMaster is the whole life of a master. bind gives the first socket.
 func (a *App) serveMaster(cfg ListenConfig, tlsConfig *tls.Config, key string, bind func() (*socket.Socket, error)) error {
@@ -309,6 +317,9 @@ func (m *master) bind(bind func() (*socket.Socket, error)) error {
 	if m.cfg.ListenerMode == ListenerModeAuto && first.Addr().Network() == "unix" {
 		m.cfg.ListenerMode = ListenerModeShared
 	}
+	if m.cfg.ListenerMode == ListenerModeShared && m.cfg.DisableReuseportFallback {
+		return fmt.Errorf("prefork: listen on %v: %w: this listener can only be shared", first.Addr(), ErrReuseportUnsupported)
+	}
 	if m.cfg.ListenerMode != ListenerModeShared {
 		switch err := first.EnableReuseport(); {
 		case err == nil:
@@ -358,16 +369,17 @@ func (m *master) fiberConfig() fiber.ListenConfig {
 func (m *master) watch() (stop func()) {
 	stopSignals := func() {}
 	if !m.cfg.DisableSignals {
-		first := true
+		asked, again := false, false
 		stopSignals = watchSignals(func(sig os.Signal) {
-			switch {
-			case first:
+			if !asked {
 				m.log.infof("%v: draining", sig)
 				go func() { _ = m.shutdown(context.Background()) }()
-				first = false
-			case endsAtOnce(sig):
+				asked = true
+			}
+			if again && endsAtOnce(sig) {
 				m.killAsk.send()
 			}
+			again = again || endsAtOnce(sig)
 		})
 	}
 	stopContext := func() bool { return true }
@@ -420,6 +432,7 @@ func (m *master) supervise() {
 			m.killAll("second signal", context.Canceled)
 		}
 	}
+	m.due(time.Now()) // the last ends
 	m.publish()
 	if m.starting {
 		m.started <- cmp.Or(m.cause, errStopped)
@@ -446,7 +459,7 @@ func (m *master) spawn(s *slot) {
 		return
 	}
 	s.process, s.PID, s.State = p, p.pid, ChildStarting
-	s.StartedAt, s.readyAt, s.respawnAt, s.deadline = time.Now(), time.Time{}, time.Time{}, time.Time{}
+	s.StartedAt, s.readyAt, s.respawnAt, s.deadline = p.startedAt, time.Time{}, time.Time{}, time.Time{}
 	if m.cfg.ChildStartTimeout > 0 {
 		s.deadline = s.StartedAt.Add(m.cfg.ChildStartTimeout)
 	}
@@ -456,14 +469,22 @@ func (m *master) spawn(s *slot) {
 // handle takes in what happened to a child.
 func (m *master) handle(e event) {
 	s := m.slots[e.slot]
+	current := s.process != nil && s.process.pid == e.pid
 	switch {
 	case e.exit != nil:
-		m.exited(s, *e.exit)
-	case e.message.Kind == control.Ready && s.State == ChildStarting:
+		m.exited(s, *e.exit, current)
+	case e.message.Kind == control.Ready && current && s.State == ChildStarting:
 		m.ready(s)
 	case e.message.Kind == control.Status:
-		m.log.infof("slot %d pid %d: %s", s.Slot, s.PID, e.message.Text)
-		s.State = ChildDraining
+		m.log.infof("slot %d pid %d: %s", s.Slot, e.pid, e.message.Text)
+		if current && !s.process.asked {
+			m.leaves(s, e.message.Text)
+		}
+	case e.message.Kind == control.Overdue:
+		m.log.warnf("slot %d pid %d: requests were cut off at the drain deadline", s.Slot, e.pid)
+		if m.draining && m.drainErr == nil {
+			m.drainErr = context.DeadlineExceeded
+		}
 	}
 }
 
@@ -494,7 +515,7 @@ func (m *master) abort(cause error) {
 
 // giveUp ends a server that cannot go on, the ordinary way.
 func (m *master) giveUp(cause error) {
-	m.log.errorf("%v", cause)
+	m.log.errorf("draining the rest: %s", strings.TrimPrefix(cause.Error(), "prefork: "))
 	m.cause = cause
 	m.stopping.send()
 	go func() { _ = m.shutdown(context.Background()) }()
@@ -520,9 +541,8 @@ func (m *master) beginDrain(ctx context.Context) {
 		}
 		within -= min(within/10, deadlineShare)
 		s.process.asked = true
-		if err := s.process.control.Send(control.Message{Kind: control.Drain, Within: max(within, time.Millisecond)}); err != nil {
-			m.log.warnf("slot %d pid %d: ask to drain: %v", s.Slot, s.PID, err)
-		}
+		// It fails if the child is dying anyway; one that is stuck is killed in the end.
+		_ = s.process.control.Send(control.Message{Kind: control.Drain, Within: max(within, time.Millisecond)})
 		if s.State == ChildStarting && !m.cfg.DisableSignals {
 			s.process.signal(terminate) // it does not listen to the channel yet, and has nothing to lose
 		}
@@ -538,10 +558,10 @@ func (m *master) killAll(why string, err error) {
 	m.drainErr = err
 	for _, s := range m.slots {
 		s.respawnAt = time.Time{}
-		if s.process != nil {
-			m.log.warnf("slot %d pid %d: killed: %s", s.Slot, s.PID, why)
-			s.process.asked = true
-			s.process.signal(os.Kill)
+		for _, p := range s.processes() {
+			m.log.warnf("slot %d pid %d: killed: %s", s.Slot, p.pid, why)
+			p.asked = true
+			p.signal(os.Kill)
 		}
 	}
 }
@@ -560,6 +580,9 @@ func (m *master) shutdown(ctx context.Context) error {
 func (m *master) drain() error {
 	m.drainAsk.send()
 	<-m.drained.c
+	// OnChildExit of the last ones comes before OnPostShutdown; but a handler
+	// may be waiting for us.
+	m.calls.flushWithin(hookGrace)
 	if m.drainErr != nil {
 		return m.drainErr
 	}
@@ -587,11 +610,17 @@ func (m *master) closeSockets() {
 func (m *master) alive() int {
 	n := 0
 	for _, s := range m.slots {
-		if s.process != nil {
-			n++
-		}
+		n += len(s.processes())
 	}
 	return n
+}
+
+// processes are those of s that live.
+func (s *slot) processes() []*process {
+	if s.process == nil {
+		return s.leaving
+	}
+	return append(slices.Clip(s.leaving), s.process)
 }
 
 func (m *master) allReady() bool {

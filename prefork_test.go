@@ -12,6 +12,7 @@ import (
 )
 
 func TestServesFromChildren(t *testing.T) {
+	t.Parallel()
 	s := start(t, "app", options{"enable_prefork": true, "Children": 3})
 	pids := s.readyPIDs(3)
 	seen := map[string]bool{}
@@ -29,6 +30,7 @@ func TestServesFromChildren(t *testing.T) {
 }
 
 func TestReplacesChild(t *testing.T) {
+	t.Parallel()
 	s := start(t, "app", options{"enable_prefork": true, "Children": 2})
 	old := s.readyPIDs(2)[0]
 	kill(t, old, syscall.SIGKILL)

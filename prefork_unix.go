@@ -75,7 +75,7 @@ func startProcess(s *socket.Socket, env childEnv, procs int, post func(event)) (
 		_ = channel.Close()
 		post(event{pid: pid, exit: exitOf(pid, cmd.ProcessState, err)})
 	}()
-	return &process{pid: pid, control: channel, signal: func(sig os.Signal) { _ = cmd.Process.Signal(sig) }}, nil
+	return &process{pid: pid, startedAt: time.Now(), control: channel, signal: func(sig os.Signal) { _ = cmd.Process.Signal(sig) }}, nil
 }
 
 // exitOf says how a process ended. state is nil when somebody else has reaped it.
@@ -83,8 +83,20 @@ func exitOf(pid int, state *os.ProcessState, err error) *ChildExit {
 	if state == nil {
 		return &ChildExit{PID: pid, ExitCode: -1, Status: fmt.Sprintf("unknown status (%v)", err)}
 	}
-	return &ChildExit{PID: pid, ExitCode: state.ExitCode(), Status: state.String()}
+	exit := &ChildExit{PID: pid, ExitCode: state.ExitCode(), Status: state.String()}
+	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		exit.Signal = status.Signal()
+	}
+	return exit
 }
+
+// endSignals are those that ask a process to end.
+func endSignals() []os.Signal {
+	return []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP}
+}
+
+// asksToEnd says whether sig, which may be nil, asks a process to end.
+func asksToEnd(sig os.Signal) bool { return slices.Contains(endSignals(), sig) }
 
 // executable is the image that this process runs, also when its file has been
 // replaced or deleted: all children are of one version.
@@ -95,11 +107,13 @@ func executable() string {
 			return self
 		}
 	}
-	path, err := os.Executable()
-	if err != nil {
-		return os.Args[0]
+	if path, err := os.Executable(); err == nil {
+		return path
 	}
-	return path
+	if path, err := exec.LookPath(os.Args[0]); err == nil {
+		return path
+	}
+	return os.Args[0]
 }
 
 // environ is this process's environment for a child.
@@ -130,24 +144,30 @@ func bornOf(master int) bool {
 	return os.Getppid() == master || os.Getppid() == 1
 }
 
-// adopt keeps descriptors away from the programs that this process runs, and
-// gives a process that was started as /proc/self/exe its name back.
+// adopt makes this process a child: it keeps descriptors away from the
+// programs that main runs, survives a master whose output nobody reads any
+// more, and has its name back, which it lost by being run as /proc/self/exe.
 func adopt(fds ...int) {
 	for _, fd := range fds {
 		unix.CloseOnExec(fd)
 	}
+	guardOutput() // main may write before it listens
 	rename()
+}
+
+// guardOutput makes a write to a stdout or stderr that nobody reads an error
+// and not the end of the process, for good: main writes after Listen too.
+func guardOutput() {
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // not Ignore: programs that are run would inherit that
 }
 
 // watchSignals calls f, one signal after another, for those that ask a server
 // to end, until stop is called. Those that the process was started to ignore
-// (nohup, a job in the background) stay ignored. A write to a closed stdout is
-// an error meanwhile and not the end.
+// (nohup, a job in the background) stay ignored.
 func watchSignals(f func(os.Signal)) (stop func()) {
-	pipe := make(chan os.Signal, 1)
-	signal.Notify(pipe, syscall.SIGPIPE) // not Ignore: children would inherit that
+	guardOutput()
 	c := make(chan os.Signal, 4)
-	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+	for _, sig := range endSignals() {
 		if !signal.Ignored(sig) {
 			signal.Notify(c, sig)
 		}
@@ -164,7 +184,6 @@ func watchSignals(f func(os.Signal)) (stop func()) {
 		}
 	}()
 	return func() {
-		signal.Stop(pipe)
 		signal.Stop(c)
 		close(done)
 	}

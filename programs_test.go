@@ -12,7 +12,9 @@ import (
 	"fmt"
 	"log"
 	"os"
+	"os/exec"
 	"os/signal"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -58,6 +60,7 @@ var programs = map[string]func(o *programOptions){
 	"two":        twoApps,
 	"twice":      twice,
 	"tls":        tlsApp,
+	"nested":     nested,
 }
 
 func runProgram(name string) {
@@ -127,6 +130,17 @@ func instrument(app *prefork.App, o *programOptions) {
 			o.BeforeServeFunc = func(*fiber.App) error { return errors.New("refused by BeforeServeFunc") }
 		}
 	}
+	limits(o)
+	if o.At == "status" && !prefork.IsChild() {
+		c := make(chan os.Signal, 1)
+		signal.Notify(c, syscall.SIGUSR1)
+		go func() {
+			for range c {
+				fds, _ := os.ReadDir("/proc/self/fd")
+				tell("status", "fds=%d goroutines=%d", len(fds), runtime.NumGoroutine())
+			}
+		}()
+	}
 	if o.At == "children" && !prefork.IsChild() {
 		c := make(chan os.Signal, 1)
 		signal.Notify(c, syscall.SIGUSR1)
@@ -169,6 +183,58 @@ func instrument(app *prefork.App, o *programOptions) {
 	}
 }
 
+// limits lowers a limit of the process at SIGUSR1 and raises it at SIGUSR2.
+func limits(o *programOptions) {
+	resource, low := syscall.RLIMIT_NOFILE, uint64(4)
+	switch {
+	case o.At == "nofile":
+	case o.At == "nproc" && !prefork.IsChild():
+		resource, low = rlimitNproc, 1
+		warmThreads() // which the limit counts too
+	default:
+		return
+	}
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGUSR1, syscall.SIGUSR2)
+	go func() {
+		var limit syscall.Rlimit
+		_ = syscall.Getrlimit(resource, &limit)
+		for sig := range c {
+			set, name := limit, "high"
+			if sig == syscall.SIGUSR1 {
+				set.Cur, name = low, "low"
+			}
+			if err := syscall.Setrlimit(resource, &set); err != nil {
+				log.Fatal(err)
+			}
+			tell(o.At, "%s", name)
+		}
+	}()
+}
+
+// warmThreads makes Go start more threads than it will need at once: it keeps
+// them, and could not start one at the limit.
+func warmThreads() {
+	const n = 32
+	var fds [2]int
+	if err := syscall.Pipe(fds[:]); err != nil {
+		log.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range n {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			_, _ = syscall.Read(fds[0], make([]byte, 1)) // blocks its thread
+		}()
+	}
+	time.Sleep(100 * time.Millisecond) // Go gives the goroutines threads one after another
+	for range n {
+		_, _ = syscall.Write(fds[1], []byte{0})
+	}
+	wg.Wait()
+}
+
 // failStart ends or delays a child before it is ready.
 func failStart(o *programOptions) {
 	tell("init", "")
@@ -206,13 +272,14 @@ func routes(app *fiber.App) {
 	})
 	app.Get("/alloc", func(c fiber.Ctx) error {
 		var hold [][]byte
-		for {
+		for range 64 { // 1 GiB: far above the limit, far below the machine's
 			b := make([]byte, 16<<20)
 			for i := 0; i < len(b); i += 4096 {
 				b[i] = 1
 			}
 			hold = append(hold, b)
 		}
+		return c.SendString(strconv.Itoa(len(hold)))
 	})
 	app.Get("/gomaxprocs", func(c fiber.Ctx) error { return c.SendString(os.Getenv("GOMAXPROCS")) })
 	app.Get("/ischild", func(c fiber.Ctx) error {
@@ -257,4 +324,25 @@ func background(o *programOptions) {
 	tell("main", "signalled")
 	err := app.Shutdown()
 	tell("main", "shutdown %v", err)
+}
+
+func asExit(err error, exit **exec.ExitError) bool { return errors.As(err, exit) }
+
+// nested answers with what the same program is when a child runs it.
+func nested(o *programOptions) {
+	if os.Getenv("PREFORK_TEST_NESTED") != "" {
+		fmt.Println(prefork.IsChild(), fiber.IsChild())
+		return
+	}
+	app := newApp(o)
+	app.Get("/nested", func(c fiber.Ctx) error {
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), "PREFORK_TEST_NESTED=1")
+		out, err := cmd.Output()
+		if err != nil {
+			return err
+		}
+		return c.Send(out)
+	})
+	finish(o, app.Listen(o.Addr, o.ListenConfig))
 }

@@ -7,6 +7,7 @@ package prefork
 import (
 	"fmt"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -60,20 +61,65 @@ func (r *recovery) wait() time.Duration {
 	return max(delay, r.interval)
 }
 
-// exited takes in that the child of s has ended, and decides what follows.
-func (m *master) exited(s *slot, exit ChildExit) {
+// groupGrace is how long a child that left by itself, or by a signal that asks
+// to end, is not judged: the terminal or systemd may have signalled all of us,
+// and the master may only be about to see it.
+const groupGrace = 250 * time.Millisecond
+
+// exited takes in that a child of s has ended; current says that it was the
+// one that filled the slot.
+func (m *master) exited(s *slot, exit ChildExit, current bool) {
 	now := time.Now()
-	exit.Slot, exit.Generation, exit.Asked = s.Slot, s.Generation, s.process.asked
-	exit.Uptime = now.Sub(s.StartedAt)
+	same := func(p *process) bool { return p.pid == exit.PID }
+	p := s.process
+	if i := slices.IndexFunc(s.leaving, same); i >= 0 {
+		p = s.leaving[i]
+		s.leaving = slices.Delete(s.leaving, i, i+1)
+	}
+	exit.Slot, exit.Generation, exit.Asked, exit.Uptime = s.Slot, s.Generation, p.asked, now.Sub(p.startedAt)
+	m.calls.post(func() { m.app.hooks.exited(exit) })
+	if !current {
+		m.log.infof("slot %d pid %d: %s", s.Slot, exit.PID, exit.line())
+		return
+	}
+	m.lost(s, &exit, asksToEnd(exit.Signal))
+}
+
+// leaves takes in that the child of s drains by itself. It is not waited for:
+// what comes into the slot's queue meanwhile is its replacement's.
+func (m *master) leaves(s *slot, why string) {
+	exit := &ChildExit{PID: s.PID, ExitCode: -1, Status: why, Uptime: time.Since(s.StartedAt)}
+	s.leaving = append(s.leaving, s.process)
+	m.lost(s, exit, true)
+}
+
+// lost empties s. Its child is judged now, or after groupGrace if it may have
+// left for a reason that is ours too.
+func (m *master) lost(s *slot, exit *ChildExit, wait bool) {
+	now := time.Now()
+	s.process, s.PID, s.State, s.deadline = nil, 0, ChildDown, time.Time{}
+	s.exit, s.judgeAt = exit, now
+	if wait {
+		s.judgeAt = now.Add(groupGrace)
+	}
+	m.due(now)
+}
+
+// line says how a child ended, and after which time.
+func (e *ChildExit) line() string {
+	return fmt.Sprintf("%s after %v", e.Status, e.Uptime.Round(time.Millisecond))
+}
+
+// judge decides what follows from the end of the child of s.
+func (m *master) judge(s *slot, now time.Time) {
+	exit := s.exit
+	s.exit, s.judgeAt = nil, time.Time{}
 	wasReady := !s.readyAt.IsZero()
 	served := time.Duration(0)
 	if wasReady {
-		served = now.Sub(s.readyAt)
+		served = s.StartedAt.Add(exit.Uptime).Sub(s.readyAt)
 	}
-	s.process, s.PID, s.State, s.deadline = nil, 0, ChildDown, time.Time{}
-	m.calls.post(func() { m.app.hooks.exited(exit) })
-
-	where := fmt.Sprintf("slot %d pid %d: %s after %v", s.Slot, exit.PID, exit.Status, exit.Uptime.Round(time.Millisecond))
+	where := fmt.Sprintf("slot %d pid %d: %s", s.Slot, exit.PID, exit.line())
 	failure := &ChildError{Slot: s.Slot, PID: exit.PID, Status: exit.Status}
 	switch {
 	case m.stopping.sent():
@@ -101,16 +147,18 @@ func (m *master) exited(s *slot, exit ChildExit) {
 		m.log.warnf("%s; recovery %d (%s), next child in %v", where, s.policy.count, budget, delay.Round(time.Millisecond))
 		s.Recoveries++
 		s.respawnAt = now.Add(delay)
-		m.due(now)
 	}
 }
 
-// due does what has to be done by now: recoveries, and the end of children
-// that do not become ready.
+// due does what has to be done by now: judging ends, recoveries, and ending
+// children that do not become ready.
 func (m *master) due(now time.Time) {
 	for _, s := range m.slots {
+		if s.exit != nil && (m.stopping.sent() || !now.Before(s.judgeAt)) {
+			m.judge(s, now)
+		}
 		if m.stopping.sent() {
-			return
+			continue
 		}
 		if !s.respawnAt.IsZero() && !now.Before(s.respawnAt) {
 			m.spawn(s)
@@ -122,7 +170,7 @@ func (m *master) due(now time.Time) {
 		status := fmt.Sprintf("not ready after %v (ChildStartTimeout)", m.cfg.ChildStartTimeout)
 		if m.starting {
 			m.abort(&ChildError{Reason: ErrChildStart, Slot: s.Slot, PID: s.PID, Status: status})
-			return
+			continue
 		}
 		m.log.errorf("slot %d pid %d: %s: killed", s.Slot, s.PID, status)
 		s.process.signal(os.Kill)
@@ -136,7 +184,7 @@ func (m *master) nextDue(now time.Time) time.Duration {
 		return next
 	}
 	for _, s := range m.slots {
-		for _, t := range []time.Time{s.respawnAt, s.deadline} {
+		for _, t := range []time.Time{s.judgeAt, s.respawnAt, s.deadline} {
 			if !t.IsZero() {
 				next = min(next, max(0, t.Sub(now)))
 			}

@@ -35,9 +35,10 @@ type Kind byte
 
 // The kinds of messages.
 const (
-	Ready  Kind = 1 + iota // child → master: it accepts connections
-	Status                 // child → master: Text says what it is doing on its own
-	Drain                  // master → child: drain and exit within Within
+	Ready   Kind = 1 + iota // child → master: it accepts connections
+	Status                  // child → master: Text says what it is doing on its own
+	Drain                   // master → child: drain and exit within Within
+	Overdue                 // child → master: the time is over and requests were cut off
 )
 
 func (k Kind) String() string {
@@ -48,6 +49,8 @@ func (k Kind) String() string {
 		return "status"
 	case Drain:
 		return "drain"
+	case Overdue:
+		return "overdue"
 	default:
 		return fmt.Sprintf("kind %d", byte(k))
 	}
@@ -68,7 +71,7 @@ func Append(b []byte, m Message) []byte {
 		payload = []byte(m.Text)[:min(len(m.Text), MaxPayload)]
 	case Drain:
 		payload = binary.BigEndian.AppendUint64(nil, uint64(max(0, m.Within.Milliseconds())))
-	case Ready:
+	case Ready, Overdue:
 	}
 	b = append(b, Version, byte(m.Kind))
 	b = binary.BigEndian.AppendUint16(b, uint16(len(payload)))
@@ -99,7 +102,7 @@ func Read(r io.Reader) (Message, error) {
 	m := Message{Kind: Kind(header[1])}
 	want := 0
 	switch m.Kind {
-	case Ready:
+	case Ready, Overdue:
 	case Status:
 		m.Text, want = string(payload), size
 	case Drain:

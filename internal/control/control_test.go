@@ -15,6 +15,7 @@ import (
 func TestRoundTrip(t *testing.T) {
 	for _, m := range []Message{
 		{Kind: Ready},
+		{Kind: Overdue},
 		{Kind: Status, Text: "draining: terminated"},
 		{Kind: Status},
 		{Kind: Drain},
@@ -54,7 +55,8 @@ func TestReadRefuses(t *testing.T) {
 		_, err = Read(bytes.NewReader(Append(nil, Message{Kind: Drain})[:cut]))
 		require.ErrorIs(t, err, io.ErrUnexpectedEOF, "cut after %d bytes", cut)
 	}
-	assert.Equal(t, "kind 99", Kind(99).String())
+	assert.Equal(t, []string{"ready", "status", "drain", "overdue", "kind 99"},
+		[]string{Ready.String(), Status.String(), Drain.String(), Overdue.String(), Kind(99).String()})
 }
 
 func FuzzRead(f *testing.F) {
