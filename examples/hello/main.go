@@ -1,5 +1,9 @@
 // Hello is the smallest prefork server: an ordinary Fiber program in which two
-// names have changed.
+// names have changed, fiber.New and fiber.ListenConfig.
+//
+//	go run ./examples/hello
+//
+// The program prints what to try in another terminal, with its own process ids.
 package main
 
 import (
@@ -28,9 +32,9 @@ func main() {
 		fmt.Printf(`
 Try, in another terminal:
 
-  curl http://%[1]s:%[2]s/       # again and again: the pids differ
-  kill -9 %[3]d                       # a child: it is replaced, nothing is lost
-  kill %[4]d                          # the master: everything ends in order
+  curl http://%[1]s:%[2]s/   # a few times: the pids differ
+  kill -9 %[3]d   # a child: it is replaced, the port stays open
+  kill %[4]d      # the master: everything ends in order
 
 `, data.Host, data.Port, data.ChildPIDs[0], data.PID)
 		return nil
