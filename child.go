@@ -398,9 +398,7 @@ func (a *App) serve(cfg ListenConfig, ln *inheritedListener, outer net.Listener)
 	go c.watch()
 
 	err := server.Serve(outer)
-	// Fiber holds its lock from the first OnPreShutdown handler to the last
-	// OnPostShutdown handler: wait for it.
-	a.App.Hooks().OnPostShutdown()
+	a.App.Hooks().OnPostShutdown() // waits for all handlers: see master.finish
 	if c.draining.Load() {
 		leaveSoon(cfg.ShutdownTimeout)
 	}

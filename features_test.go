@@ -230,6 +230,7 @@ type authority struct {
 }
 
 func newAuthority(t *testing.T) *authority {
+	t.Helper()
 	a := &authority{t: t, dir: t.TempDir(), pool: x509.NewCertPool()}
 	a.issue("ca", "")
 	a.pool.AddCert(a.cert)

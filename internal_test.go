@@ -171,11 +171,11 @@ func FuzzParseChildEnv(f *testing.F) {
 
 type wrapper struct {
 	net.Listener
-	limit int
+	_ int
 }
 
 type hidden struct {
-	mu    sync.Mutex
+	_     sync.Mutex
 	inner net.Listener
 }
 

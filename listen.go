@@ -286,7 +286,8 @@ func (cfg ListenConfig) withDefaults() (ListenConfig, error) {
 	if cfg.ChildStartTimeout == 0 {
 		cfg.ChildStartTimeout = time.Minute
 	}
-	return cfg, cfg.validate()
+	err := cfg.validate()
+	return cfg, err
 }
 
 // validate checks a config that has its defaults.
@@ -387,9 +388,11 @@ func (cfg *ListenConfig) tlsConfig(app *fiber.App) (*tls.Config, error) {
 //	app.Listen(":3000", prefork.ListenConfig{EnablePrefork: true})
 func (a *App) Listen(addr string, config ...ListenConfig) error {
 	if len(config) == 0 {
+		a.setServer(nil)
 		return a.App.Listen(addr)
 	}
 	if !config[0].EnablePrefork {
+		a.setServer(nil)
 		return a.App.Listen(addr, config[0].fiber())
 	}
 	cfg, err := config[0].withDefaults()
@@ -430,9 +433,11 @@ func (a *App) Listen(addr string, config ...ListenConfig) error {
 // memory, a foreign type) is served by this process alone, after a warning.
 func (a *App) Listener(ln net.Listener, config ...ListenConfig) error {
 	if len(config) == 0 {
+		a.setServer(nil)
 		return a.App.Listener(ln)
 	}
 	if !config[0].EnablePrefork {
+		a.setServer(nil)
 		return a.App.Listener(ln, config[0].fiber())
 	}
 	cfg, err := config[0].withDefaults()
@@ -484,6 +489,7 @@ func (a *App) serveAlone(ln net.Listener, cfg ListenConfig, why string) error {
 	cfg.log().warnf("no prefork for the %T on %v: %s", ln, ln.Addr(), why)
 	plain := cfg.fiber()
 	plain.EnablePrefork = false
+	a.setServer(nil)
 	return a.App.Listener(ln, plain)
 }
 

@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -57,11 +58,14 @@ func listener(o *programOptions) {
 	case "wrapped":
 		ln, err = prefork.NewListener("tcp4", o.Addr)
 		ln = &prefixed{ln}
+	case "limited":
+		ln, err = prefork.NewListener("tcp4", o.Addr)
+		ln = &limited{ln, make(chan struct{}, 1)}
 	case "new unix":
 		ln, err = prefork.NewListener("unix", o.Addr)
 	case "reuseport":
 		ln, err = reuseport.Listen("tcp4", o.Addr)
-	case "net":
+	case "net", "net with config", "net, tls everywhere":
 		if !prefork.IsChild() {
 			ln, err = net.Listen("tcp", o.Addr)
 		}
@@ -91,8 +95,12 @@ func listener(o *programOptions) {
 		if err != nil {
 			log.Fatal(err)
 		}
-		if ln != nil {
-			ln = tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12})
+		config := &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+		switch {
+		case o.Open == "net with config" && prefork.IsChild():
+			o.TLSConfig = config
+		case o.Open == "net, tls everywhere" || ln != nil:
+			ln = tls.NewListener(ln, config)
 		}
 	}
 	finish(o, app.Listener(ln, o.ListenConfig))
@@ -271,7 +279,7 @@ func TestTLSAroundListeners(t *testing.T) {
 	t.Parallel()
 	a := newAuthority(t)
 	a.issue("server", "localhost")
-	for _, how := range []string{"new", "reuseport"} {
+	for _, how := range []string{"new", "reuseport", "net with config", "net, tls everywhere"} {
 		s := start(t, "listener", options{"enable_prefork": true, "Children": 2, "Open": how, "TLS": true, "Dir": a.dir})
 		for range 4 {
 			body, err := fetch(a.client(&tls.Config{MinVersion: tls.VersionTLS12}), "https://"+s.addr+"/ischild")
@@ -333,6 +341,118 @@ func TestTwoServersInOneProgram(t *testing.T) {
 	}
 	assert.Len(t, which, 2, "each port answers as one app: %v", which)
 	s.stop()
+}
+
+// twoForeign is a program with two servers on listeners of its own.
+func twoForeign(o *programOptions) {
+	serve := func(name string) *prefork.App {
+		app := newApp(o)
+		app.Get("/which", func(c fiberCtx) error { return c.SendString(name) })
+		return app
+	}
+	open := func() net.Listener {
+		if prefork.IsChild() {
+			return nil
+		}
+		ln, err := net.Listen("tcp", o.Addr)
+		if err != nil {
+			log.Fatal(err)
+		}
+		return ln
+	}
+	first, second, done := serve("first"), serve("second"), make(chan error, 1)
+	go func() { done <- second.Listener(open(), o.ListenConfig) }()
+	err := first.Listener(open(), o.ListenConfig)
+	finish(o, errors.Join(err, <-done))
+}
+
+// indistinct is a program whose two servers cannot be told apart.
+func indistinct(o *programOptions) {
+	done := make(chan error, 2)
+	for range 2 {
+		app := newApp(o)
+		go func() { done <- app.Listen(o.Addr, o.ListenConfig) }()
+	}
+	finish(o, errors.Join(<-done, <-done))
+}
+
+func TestTwoForeignListeners(t *testing.T) {
+	t.Parallel()
+	s := prepare(t, "two foreign", options{"enable_prefork": true, "Children": 1}).launch()
+	which := map[string]bool{}
+	for _, m := range s.awaitN(`^EVENT \d+ listen (\S+)`, 2) {
+		body, err := fetch(newClient(), "http://"+m[1]+"/which")
+		require.NoError(t, err)
+		which[body] = true
+	}
+	assert.Len(t, which, 2)
+	s.stop()
+}
+
+func TestIndistinctServers(t *testing.T) {
+	t.Parallel()
+	s := prepare(t, "indistinct", options{"enable_prefork": true, "Children": 1}).launch()
+	assert.Equal(t, 1, s.exit())
+	s.await(`two apps serve "tcp4 127.0.0.1:0 at listener_test.go:\d+": give them addresses of their own`)
+	s.await("is child did not start")
+}
+
+func TestSharedIsRefused(t *testing.T) {
+	t.Parallel()
+	for program, opts := range map[string]options{
+		"app":      {"listener_network": "unix", "Addr": filepath.Join(t.TempDir(), "s")},
+		"listener": {"Open": "net"},
+	} {
+		opts["enable_prefork"], opts["disable_reuseport_fallback"] = true, true
+		s := prepare(t, program, opts).launch()
+		assert.Equal(t, 1, s.exit())
+		s.await("is SO_REUSEPORT is not supported")
+		assert.Empty(t, s.matches("EVENT .* fork"))
+	}
+}
+
+// limited lets one connection be open at a time.
+type limited struct {
+	net.Listener
+	free chan struct{}
+}
+
+type limitedConn struct {
+	net.Conn
+	release func()
+}
+
+func (l *limited) Accept() (net.Conn, error) {
+	l.free <- struct{}{}
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		<-l.free
+		return nil, err
+	}
+	return &limitedConn{conn, sync.OnceFunc(func() { <-l.free })}, nil
+}
+
+func (c *limitedConn) Close() error {
+	defer c.release()
+	return c.Conn.Close()
+}
+
+// TestLimitedListenerDuringDrain: what waits behind a limit is served too.
+func TestLimitedListenerDuringDrain(t *testing.T) {
+	t.Parallel()
+	s := start(t, "listener", options{"enable_prefork": true, "Children": 1, "Open": "limited"})
+	conns := []net.Conn{dial(t, "tcp", s.addr, "/sleep/300")}
+	s.await("EVENT .* sleeping")
+	for range 4 {
+		conns = append(conns, dial(t, "tcp", s.addr, "/sleep/300"))
+	}
+	s.signal(syscall.SIGTERM)
+	for _, conn := range conns {
+		_, body := answer(t, conn)
+		assert.Equal(t, "slept", body)
+		_ = conn.Close()
+	}
+	assert.Equal(t, 0, s.exit())
 }
 
 // twice calls Listen while the app is running.

@@ -30,6 +30,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+
+	"github.com/fiber-prefork/prefork"
 )
 
 const (
@@ -45,6 +47,10 @@ const (
 func TestMain(m *testing.M) {
 	if name := os.Getenv(envProgram); name != "" {
 		runProgram(name)
+		os.Exit(0)
+	}
+	if prefork.IsChild() {
+		ExampleApp_Listen()
 		os.Exit(0)
 	}
 	goleak.VerifyTestMain(m,
@@ -288,7 +294,7 @@ func (s *server) get(path string) string {
 }
 
 func fetch(client *http.Client, url string) (string, error) {
-	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, url, nil)
+	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, url, http.NoBody)
 	if err != nil {
 		return "", err
 	}

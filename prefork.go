@@ -289,9 +289,7 @@ func (a *App) serveMaster(cfg ListenConfig, tlsConfig *tls.Config, key string, b
 		return err
 	}
 
-	// Drain: Fiber holds its lock until the last OnPostShutdown handler has run.
 	<-m.drained.c
-	a.App.Hooks().OnPostShutdown()
 	return m.cause
 }
 
@@ -594,6 +592,9 @@ func (m *master) drain() error {
 func (m *master) finish() {
 	m.stopping.send()
 	_ = m.drain()
+	// Fiber holds its lock from the first OnPreShutdown handler to the last
+	// OnPostShutdown handler, and takes it to register one, even none.
+	m.app.App.Hooks().OnPostShutdown()
 	if !m.calls.flushWithin(m.cfg.ShutdownTimeout) {
 		m.log.warnf("a hook has not returned after %v: left behind", m.cfg.ShutdownTimeout)
 	}

@@ -15,13 +15,13 @@ import (
 )
 
 // peerPID returns the process that made the socket pair of which fd is an
-// end. It is known also after that process's death.
-func peerPID(fd int) (int, bool) {
+// end, dead or alive; 0 if the system does not say.
+func peerPID(fd int) int {
 	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil {
-		return 0, true // not a socket: nobody's
+		return 0
 	}
-	return int(cred.Pid), true
+	return int(cred.Pid)
 }
 
 // rename makes ps and top show the program's name and not "exe".

@@ -5,7 +5,7 @@ package prefork
 // Stand-ins for what only Linux has.
 
 // peerPID does not know here.
-func peerPID(int) (int, bool) { return 0, false }
+func peerPID(int) int { return 0 }
 
 // rename is not needed: children are started by their own name here.
 func rename() {}

@@ -132,14 +132,15 @@ func environ(env childEnv, procs int) []string {
 }
 
 // bornOf says whether this process is a child of that master: it holds the
-// other end of our control channel.
+// other end of a socket pair that the master made. A program that a child runs
+// has the child's environment, but not that.
 func bornOf(master int) bool {
-	if peer, ok := peerPID(controlFD); ok {
-		return peer == master
-	}
 	var st unix.Stat_t
 	if err := unix.Fstat(controlFD, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFSOCK {
 		return false
+	}
+	if peer := peerPID(controlFD); peer != 0 {
+		return peer == master // also when the master is dead already
 	}
 	return os.Getppid() == master || os.Getppid() == 1
 }

@@ -53,14 +53,16 @@ var programs = map[string]func(o *programOptions){
 		app := newApp(o)
 		finish(o, app.Listen(o.Addr, o.ListenConfig))
 	},
-	"background": background,
-	"listener":   listener,
-	"features":   features,
-	"wrap":       wrapped,
-	"two":        twoApps,
-	"twice":      twice,
-	"tls":        tlsApp,
-	"nested":     nested,
+	"background":  background,
+	"listener":    listener,
+	"features":    features,
+	"wrap":        wrapped,
+	"two":         twoApps,
+	"twice":       twice,
+	"two foreign": twoForeign,
+	"indistinct":  indistinct,
+	"tls":         tlsApp,
+	"nested":      nested,
 }
 
 func runProgram(name string) {
@@ -82,7 +84,7 @@ var printing sync.Mutex
 func tell(name, format string, args ...any) {
 	printing.Lock()
 	defer printing.Unlock()
-	_, _ = os.Stdout.WriteString(fmt.Sprintf("EVENT %d %s %s\n", os.Getpid(), name, fmt.Sprintf(format, args...)))
+	_, _ = fmt.Fprintf(os.Stdout, "EVENT %d %s %s\n", os.Getpid(), name, fmt.Sprintf(format, args...))
 }
 
 // newApp is an app with routes that do what tests need, and hooks that tell.
@@ -185,11 +187,12 @@ func instrument(app *prefork.App, o *programOptions) {
 
 // limits lowers a limit of the process at SIGUSR1 and raises it at SIGUSR2.
 func limits(o *programOptions) {
-	resource, low := syscall.RLIMIT_NOFILE, uint64(4)
+	const low = 4 // below what is in use
+	resource := syscall.RLIMIT_NOFILE
 	switch {
 	case o.At == "nofile":
 	case o.At == "nproc" && !prefork.IsChild():
-		resource, low = rlimitNproc, 1
+		resource = rlimitNproc
 		warmThreads() // which the limit counts too
 	default:
 		return
