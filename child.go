@@ -181,21 +181,21 @@ func (in *inheritance) listener(key, network, addr string) *inheritedListener {
 }
 
 // take makes a the app that this child serves. Another one that asks for the
-// same cannot be told apart from it, and might serve on its port: the child
-// ends, so that the start fails.
-func (in *inheritance) take(a *App, log logger) error {
+// same cannot be told apart from it, and might serve on its port: that ends
+// the child and the server.
+func (in *inheritance) take(a *App) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	where := fmt.Sprintf("slot %d pid %d", in.slot, os.Getpid())
 	if in.app == nil {
 		in.app = a
 		return nil
 	}
 	if in.app != a {
-		log.errorf("%s: two apps serve %q: give them addresses of their own, or call Listen at different places", where, in.key)
+		why := fmt.Sprintf("two apps serve %q: give them addresses of their own, or call Listen at different places", in.key)
+		_ = in.control.Send(control.Message{Kind: control.Refusal, Text: why})
 		os.Exit(1)
 	}
-	return fmt.Errorf("prefork: %s: %w", where, ErrAlreadyRunning)
+	return fmt.Errorf("prefork: slot %d pid %d: %w", in.slot, os.Getpid(), ErrAlreadyRunning)
 }
 
 // foreignAddr is an address that another child serves, as the program named it.
@@ -371,7 +371,7 @@ func (a *App) serve(cfg ListenConfig, ln *inheritedListener, outer net.Listener)
 	if ln.err != nil {
 		return fmt.Errorf("prefork: slot %d pid %d: %w", in.slot, os.Getpid(), ln.err)
 	}
-	if err := in.take(a, log); err != nil {
+	if err := in.take(a); err != nil {
 		return err
 	}
 	ln.log = log

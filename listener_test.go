@@ -393,7 +393,7 @@ func TestIndistinctServers(t *testing.T) {
 	t.Parallel()
 	s := prepare(t, "indistinct", options{"enable_prefork": true, "Children": 1}).launch()
 	assert.Equal(t, 1, s.exit())
-	s.await(`two apps serve "tcp4 127.0.0.1:0 at listener_test.go:\d+": give them addresses of their own`)
+	s.await(`child did not start: slot 0 pid \d+: two apps serve "tcp4 127.0.0.1:0 at listener_test.go:\d+": give them addresses of their own`)
 	s.await("is child did not start")
 }
 

@@ -62,6 +62,17 @@ func TestMain(m *testing.M) {
 	)
 }
 
+// long says that measurements are wanted: they take their time, and need a
+// machine that does nothing else and a binary without -race.
+func long() bool { return os.Getenv("PREFORK_TEST_LONG") != "" }
+
+func needsLong(t *testing.T) {
+	t.Helper()
+	if !long() {
+		t.Skip("measures: set PREFORK_TEST_LONG=1")
+	}
+}
+
 // options are what a test sets in the program's options.
 type options map[string]any
 

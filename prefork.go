@@ -478,6 +478,13 @@ func (m *master) handle(e event) {
 		if current && !s.process.asked {
 			m.leaves(s, e.message.Text)
 		}
+	case e.message.Kind == control.Refusal && !m.stopping.sent():
+		failure := &ChildError{Reason: ErrChildStart, Slot: s.Slot, PID: e.pid, Status: e.message.Text}
+		if m.starting {
+			m.abort(failure)
+		} else {
+			m.giveUp(failure)
+		}
 	case e.message.Kind == control.Overdue:
 		m.log.warnf("slot %d pid %d: requests were cut off at the drain deadline", s.Slot, e.pid)
 		if m.draining && m.drainErr == nil {

@@ -202,6 +202,22 @@ func TestCrashLoopCostsLittle(t *testing.T) {
 	s.stop()
 }
 
+// TestCrashLoopCPU measures what TestCrashLoopCostsLittle counts: the
+// processor time of a master and its children in the first minute of a crash
+// loop. Run it alone, without -race.
+func TestCrashLoopCPU(t *testing.T) {
+	needsLong(t)
+	s := start(t, "app", options{"enable_prefork": true, "Children": 1, "FailStart": "exit", "FailAgain": true, "Flag": filepath.Join(t.TempDir(), "been")})
+	began := time.Now()
+	kill(t, s.readyPIDs(1)[0], syscall.SIGKILL)
+	time.Sleep(time.Minute - time.Since(began))
+	s.stop()
+	used := s.cmd.ProcessState.UserTime() + s.cmd.ProcessState.SystemTime() // with the children that were waited for
+	share := 100 * used.Seconds() / time.Since(began).Seconds()
+	t.Logf("%v of processor time in %v: %.2f %% of a core", used, time.Since(began).Round(time.Second), share)
+	assert.Less(t, share, 1.0)
+}
+
 // TestQueueSurvives is the point of a master that holds the sockets: every
 // child is killed at once while connections wait in the accept queues.
 func TestQueueSurvives(t *testing.T) {

@@ -124,7 +124,11 @@ func TestShutdownFromHooks(t *testing.T) {
 				kill(t, s.readyPIDs(2)[0], syscall.SIGKILL)
 			}
 			assert.Equal(t, 0, s.exit())
-			for _, m := range s.awaitN("EVENT .* shutdown (.*)", 1) {
+			told := s.matches("EVENT .* shutdown (.*)")
+			if at != "goroutine" { // main may end before it has told
+				assert.NotEmpty(t, told)
+			}
+			for _, m := range told {
 				assert.Equal(t, "<nil>", m[1])
 			}
 			master := s.cmd.Process.Pid
@@ -284,7 +288,11 @@ func TestMasterIsKilled(t *testing.T) {
 		s.await(fmt.Sprintf("EVENT %d returned <nil>", pid))
 	}
 	t.Logf("noticed after %v", noticed)
-	assert.Less(t, noticed, 500*time.Millisecond) // 50 ms without -race and load; see docs
+	limit := 500 * time.Millisecond // under -race and load
+	if long() {
+		limit = 50 * time.Millisecond
+	}
+	assert.Less(t, noticed, limit)
 	_, err := net.Dial("tcp", s.addr)
 	require.ErrorIs(t, err, syscall.ECONNREFUSED)
 }

@@ -18,6 +18,7 @@ func TestRoundTrip(t *testing.T) {
 		{Kind: Overdue},
 		{Kind: Status, Text: "draining: terminated"},
 		{Kind: Status},
+		{Kind: Refusal, Text: "why"},
 		{Kind: Drain},
 		{Kind: Drain, Within: 9500 * time.Millisecond},
 	} {
@@ -55,8 +56,8 @@ func TestReadRefuses(t *testing.T) {
 		_, err = Read(bytes.NewReader(Append(nil, Message{Kind: Drain})[:cut]))
 		require.ErrorIs(t, err, io.ErrUnexpectedEOF, "cut after %d bytes", cut)
 	}
-	assert.Equal(t, []string{"ready", "status", "drain", "overdue", "kind 99"},
-		[]string{Ready.String(), Status.String(), Drain.String(), Overdue.String(), Kind(99).String()})
+	assert.Equal(t, []string{"ready", "status", "drain", "overdue", "refusal", "kind 99"},
+		[]string{Ready.String(), Status.String(), Drain.String(), Overdue.String(), Refusal.String(), Kind(99).String()})
 }
 
 func FuzzRead(f *testing.F) {
