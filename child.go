@@ -242,7 +242,7 @@ func (l *inheritedListener) Accept() (net.Conn, error) {
 					return conn, nil
 				}
 			}
-			_ = l.Close()
+			_ = l.close()
 			return nil, l.closed()
 		}
 		if !l.accepted.Swap(true) {
@@ -284,20 +284,37 @@ func (l *inheritedListener) startDrain() {
 	}
 }
 
+// exhausted says whether a drain has accepted all that was queued, or never will.
+func (l *inheritedListener) exhausted() bool {
+	if !l.accepted.Load() {
+		return true
+	}
+	select {
+	case <-l.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // Close closes this child's copy. What the queue holds stays there if the
-// master or another child has a copy too.
+// master or another child has a copy too. In a drain Accept closes it, when
+// the queue is empty.
 func (l *inheritedListener) Close() error {
-	err := net.ErrClosed
+	if l.draining.Load() && !l.exhausted() {
+		return nil
+	}
+	return l.close()
+}
+
+func (l *inheritedListener) close() error {
+	var err error
 	l.closing.Do(func() {
-		err = nil
 		close(l.done)
 		if l.ln != nil {
 			err = l.ln.Close()
 		}
 	})
-	if errors.Is(err, net.ErrClosed) {
-		return nil
-	}
 	return err
 }
 
@@ -313,12 +330,13 @@ func outOfResources(err error) bool {
 
 // child is an app that is served in a child.
 type child struct {
-	app      *App
-	cfg      ListenConfig
-	in       *inheritance
-	ln       *inheritedListener
-	end      *ending
-	draining atomic.Bool
+	app       *App
+	cfg       ListenConfig
+	in        *inheritance
+	ln        *inheritedListener
+	end       *ending
+	draining  atomic.Bool
+	answering atomic.Int64 // requests that are in a handler
 }
 
 // serveChildListener is Listener in a child: p are the parts of ln.
@@ -393,7 +411,7 @@ func (a *App) serve(cfg ListenConfig, ln *inheritedListener, outer net.Listener)
 	server.Handler = c.lastAnswer(server.Handler)
 	if !cfg.DisableSignals {
 		// Until the process ends: a signal that comes twice changes nothing.
-		watchSignals(func(sig os.Signal) { c.drain(cfg.ShutdownTimeout, sig.String()) })
+		watchSignals(func(sig os.Signal) { c.drain(childDeadline(cfg.ShutdownTimeout), sig.String()) })
 	}
 	go c.watch()
 
@@ -415,7 +433,7 @@ func (c *child) watch() {
 	case o := <-c.in.drain:
 		c.drain(cmp.Or(o.within, c.cfg.ShutdownTimeout), o.asker)
 	case <-graceful:
-		c.drain(c.cfg.ShutdownTimeout, "the end of GracefulContext")
+		c.drain(childDeadline(c.cfg.ShutdownTimeout), "the end of GracefulContext")
 	case <-c.in.ended.c:
 	}
 }
@@ -446,27 +464,20 @@ func (c *child) shutdownFor(ctx context.Context, asker string) error {
 
 // lameDuck is the last OnPreShutdown handler: it stops accepting and lets
 // open connections have their last answer before Fiber closes those that are
-// idle.
+// idle. As long as requests are answered, a wrapper with a limit has time to
+// accept what is queued.
 func (c *child) lameDuck() error {
 	ctx := c.end.context(c.cfg.ShutdownTimeout)
 	c.draining.Store(true)
 	c.ln.startDrain()
-	if c.ln.accepted.Load() {
-		// A wrapper with a limit may take its time to accept what is queued.
-		select {
-		case <-c.ln.done:
-		case <-ctx.Done():
-			return nil
-		}
-	}
 	tick := time.NewTicker(drainPoll)
 	defer tick.Stop()
-	idle := time.After(lameDuck)
-	for c.openConnections() > 0 {
+	for since := time.Now(); c.openConnections() > 0 && time.Since(since) < lameDuck; {
+		if c.answering.Load() > 0 && !c.ln.exhausted() {
+			since = time.Now()
+		}
 		select {
 		case <-tick.C:
-		case <-idle:
-			return nil
 		case <-ctx.Done():
 			return nil
 		}
@@ -484,7 +495,9 @@ func (c *child) openConnections() int32 {
 // on their connection.
 func (c *child) lastAnswer(answer fasthttp.RequestHandler) fasthttp.RequestHandler {
 	return func(ctx *fasthttp.RequestCtx) {
+		c.answering.Add(1)
 		answer(ctx)
+		c.answering.Add(-1)
 		if c.draining.Load() && !ctx.Hijacked() {
 			ctx.Response.Header.SetConnectionClose()
 		}

@@ -463,6 +463,10 @@ func (a *App) Listener(ln net.Listener, config ...ListenConfig) error {
 	case parts.plain == nil:
 		return a.serveAlone(ln, cfg, "it has no socket that a child could inherit; wrap a prefork.NewListener instead")
 	}
+	if cfg.ListenerMode == ListenerModeReuseport || cfg.DisableReuseportFallback {
+		return fmt.Errorf("prefork: listen on %v: %w: a listener that the application opened can only be shared; use prefork.NewListener",
+			ln.Addr(), ErrReuseportUnsupported)
+	}
 	held, err := socket.Take(parts.plain)
 	if err != nil {
 		return fmt.Errorf("prefork: take over the listener on %v: %w", ln.Addr(), err)

@@ -19,6 +19,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -453,6 +454,19 @@ func TestLimitedListenerDuringDrain(t *testing.T) {
 		_ = conn.Close()
 	}
 	assert.Equal(t, 0, s.exit())
+
+	// Idle connections that use up the limit do not hold up the end.
+	s = start(t, "listener", options{"enable_prefork": true, "Children": 1, "Open": "limited"})
+	idle := dial(t, "tcp", s.addr, "/")
+	_, _ = answer(t, idle)
+	waiting := dial(t, "tcp", s.addr, "/ischild")
+	began := time.Now()
+	s.signal(syscall.SIGTERM)
+	_, body := answer(t, waiting)
+	assert.Equal(t, "true true", body)
+	assert.Equal(t, 0, s.exit())
+	assert.Less(t, time.Since(began), 8*time.Second)
+	s.await(fmt.Sprintf(`EVENT %d postshutdown <nil>`, s.cmd.Process.Pid))
 }
 
 // twice calls Listen while the app is running.

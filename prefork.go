@@ -234,9 +234,10 @@ var errStopped = errors.New("stopped while starting")
 // abortTimeout is the drain deadline of a start that failed.
 const abortTimeout = 500 * time.Millisecond
 
-// deadlineShare is how much earlier than the master's the children's drain
-// deadline is, so that their OnPostShutdown handlers run: a tenth, at most this.
-const deadlineShare = 500 * time.Millisecond
+// childDeadline is how long a child's drain may take when the master's may
+// take d: a tenth less, at most half a second, so that the child's
+// OnPostShutdown handlers run before it is killed.
+func childDeadline(d time.Duration) time.Duration { return d - min(d/10, 500*time.Millisecond) }
 
 // hookGrace is how long the end of a drain waits for OnChildExit handlers.
 const hookGrace = 500 * time.Millisecond
@@ -365,6 +366,7 @@ func (m *master) fiberConfig() fiber.ListenConfig {
 // watch turns signals and the end of the application's context into the
 // shutdown, and a second signal into the kill, until stop is called.
 func (m *master) watch() (stop func()) {
+	guardOutput()
 	stopSignals := func() {}
 	if !m.cfg.DisableSignals {
 		asked, again := false, false
@@ -544,10 +546,9 @@ func (m *master) beginDrain(ctx context.Context) {
 		if deadline, ok := ctx.Deadline(); ok {
 			within = time.Until(deadline)
 		}
-		within -= min(within/10, deadlineShare)
 		s.process.asked = true
 		// It fails if the child is dying anyway; one that is stuck is killed in the end.
-		_ = s.process.control.Send(control.Message{Kind: control.Drain, Within: max(within, time.Millisecond)})
+		_ = s.process.control.Send(control.Message{Kind: control.Drain, Within: max(childDeadline(within), time.Millisecond)})
 		if s.State == ChildStarting && !m.cfg.DisableSignals {
 			s.process.signal(terminate) // it does not listen to the channel yet, and has nothing to lose
 		}

@@ -166,7 +166,6 @@ func guardOutput() {
 // to end, until stop is called. Those that the process was started to ignore
 // (nohup, a job in the background) stay ignored.
 func watchSignals(f func(os.Signal)) (stop func()) {
-	guardOutput()
 	c := make(chan os.Signal, 4)
 	for _, sig := range endSignals() {
 		if !signal.Ignored(sig) {

@@ -408,7 +408,14 @@ func TestExecutableIsReplaced(t *testing.T) {
 // TestClosedStdout: nobody reads what the server writes.
 func TestClosedStdout(t *testing.T) {
 	t.Parallel()
-	s := prepare(t, "app", options{"enable_prefork": true, "Children": 2})
+	for _, disable := range []bool{false, true} {
+		closedStdout(t, disable)
+	}
+}
+
+func closedStdout(t *testing.T, disableSignals bool) {
+	t.Helper()
+	s := prepare(t, "app", nil)
 	r, w, err := os.Pipe()
 	require.NoError(t, err)
 	s.cmd.Stderr = w
@@ -418,7 +425,8 @@ func TestClosedStdout(t *testing.T) {
 	require.NoError(t, ln.Close())
 	require.NoError(t, r.Close())
 	s.cmd.Stdout = w
-	s.cmd.Env = append(s.cmd.Env, envConfig+"="+fmt.Sprintf(`{"enable_prefork":true,"Children":2,"Addr":%q,"Banner":true}`, addr))
+	s.cmd.Env = append(s.cmd.Env, envConfig+"="+fmt.Sprintf(
+		`{"enable_prefork":true,"Children":2,"Addr":%q,"Banner":true,"disable_signals":%t,"Graceful":true}`, addr, disableSignals))
 	s.launch()
 	require.NoError(t, w.Close())
 	ask := func() string {

@@ -157,6 +157,20 @@ func TestDeadline(t *testing.T) {
 	s.await(fmt.Sprintf(`EVENT %d returned <nil>`, s.cmd.Process.Pid))
 }
 
+// TestDeadlineOfAGroup: children that got the signal themselves have their
+// hooks run too.
+func TestDeadlineOfAGroup(t *testing.T) {
+	t.Parallel()
+	s := prepare(t, "app", options{"enable_prefork": true, "Children": 2, "shutdown_timeout": 3 * time.Second})
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	s.launch().awaitListen()
+	dial(t, "tcp", s.addr, "/sleep/60000")
+	s.await("EVENT .* sleeping")
+	require.NoError(t, syscall.Kill(-s.cmd.Process.Pid, syscall.SIGTERM))
+	assert.Equal(t, 0, s.exit())
+	s.awaitN(`EVENT \d+ postshutdown context deadline exceeded`, 2)
+}
+
 // TestDeadlineOfAStuckChild: one that cannot even run its own end.
 func TestDeadlineOfAStuckChild(t *testing.T) {
 	t.Parallel()
