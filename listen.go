@@ -449,7 +449,7 @@ func (a *App) Listener(ln net.Listener, config ...ListenConfig) error {
 	if inherited != nil {
 		return a.serveChildListener(cfg, key, ln, parts)
 	}
-	if cfg.TLSConfig != nil || cfg.CertFile != "" || cfg.CertKeyFile != "" || cfg.CertClientFile != "" || cfg.AutoCertManager != nil {
+	if cfg.CertFile != "" || cfg.CertKeyFile != "" || cfg.CertClientFile != "" || cfg.AutoCertManager != nil || cfg.TLSConfig != nil && parts.tls == nil {
 		cfg.log().warnf("Listener serves the listener that it is given: the TLS fields do not turn TLS on (listener has TLS: %t)", parts.tls != nil)
 	}
 	if ln == nil {
