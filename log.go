@@ -10,9 +10,10 @@ import (
 
 const logPrefix = "[prefork] "
 
-// logger writes the lines of one server. The zero value uses Fiber's log.
+// logger writes the lines of one server. The zero value uses Fiber's log, at once.
 type logger struct {
 	custom fiber.PreforkLogger
+	queue  *calls // writes later, so that output that blocks holds nobody up; nil = at once
 }
 
 func (l logger) infof(format string, args ...any) {
@@ -31,5 +32,9 @@ func (l logger) write(level func(string, ...any), format string, args []any) {
 	if l.custom != nil {
 		level = l.custom.Printf
 	}
-	level(logPrefix+format, args...)
+	if l.queue == nil {
+		level(logPrefix+format, args...)
+		return
+	}
+	l.queue.post(func() { level(logPrefix+format, args...) })
 }

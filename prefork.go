@@ -245,7 +245,8 @@ const hookGrace = 500 * time.Millisecond
 // serveMaster is the whole life of a master. bind gives the first socket.
 func (a *App) serveMaster(cfg ListenConfig, tlsConfig *tls.Config, key string, bind func() (*socket.Socket, error)) error {
 	m := &master{
-		app: a, cfg: cfg, log: cfg.log(), end: newEnding(), calls: newCalls(), starting: true,
+		app: a, cfg: cfg, log: logger{custom: cfg.PreforkLogger, queue: newCalls()},
+		end: newEnding(), calls: newCalls(), starting: true,
 		env:    childEnv{master: os.Getpid(), tls: tlsConfig != nil, key: key},
 		events: make(chan event, 64), started: make(chan error, 1),
 		stopping: newLatch(), drainAsk: newLatch(), killAsk: newLatch(), drained: newLatch(),
@@ -463,7 +464,7 @@ func (m *master) spawn(s *slot) {
 	if m.cfg.ChildStartTimeout > 0 {
 		s.deadline = s.StartedAt.Add(m.cfg.ChildStartTimeout)
 	}
-	m.calls.post(func() { m.app.hooks.forked(p.pid) })
+	m.post(func() { m.app.hooks.forked(p.pid) })
 }
 
 // handle takes in what happened to a child.
@@ -500,11 +501,11 @@ func (m *master) ready(s *slot) {
 	s.State, s.readyAt, s.deadline = ChildReady, time.Now(), time.Time{}
 	child, lastPID := s.Child, s.lastPID
 	s.lastPID = 0
-	m.calls.post(func() { m.app.hooks.ready(child) })
+	m.post(func() { m.app.hooks.ready(child) })
 	if lastPID != 0 {
 		m.log.infof("slot %d pid %d: ready after %v, replaces pid %d",
 			s.Slot, s.PID, s.readyAt.Sub(s.StartedAt).Round(time.Millisecond), lastPID)
-		m.calls.post(func() { m.app.hooks.recovered(lastPID, child.PID) })
+		m.post(func() { m.app.hooks.recovered(lastPID, child.PID) })
 	}
 }
 
@@ -606,6 +607,7 @@ func (m *master) finish() {
 	if !m.calls.flushWithin(m.cfg.ShutdownTimeout) {
 		m.log.warnf("a hook has not returned after %v: left behind", m.cfg.ShutdownTimeout)
 	}
+	m.log.queue.flushWithin(hookGrace)
 }
 
 // closeSockets gives up the master's hold on all listeners.
@@ -634,6 +636,13 @@ func (s *slot) processes() []*process {
 
 func (m *master) allReady() bool {
 	return !slices.ContainsFunc(m.slots, func(s *slot) bool { return s.State != ChildReady })
+}
+
+// post runs a hook's handlers soon. What they see of the children is what the
+// supervise goroutine knows now.
+func (m *master) post(run func()) {
+	m.publish()
+	m.calls.post(run)
 }
 
 // publish makes the state of the slots visible to other goroutines.

@@ -77,12 +77,13 @@ func (m *master) exited(s *slot, exit ChildExit, current bool) {
 		s.leaving = slices.Delete(s.leaving, i, i+1)
 	}
 	exit.Slot, exit.Generation, exit.Asked, exit.Uptime = s.Slot, s.Generation, p.asked, now.Sub(p.startedAt)
-	m.calls.post(func() { m.app.hooks.exited(exit) })
-	if !current {
+	if current {
+		s.lose(&exit, now, asksToEnd(exit.Signal))
+	} else {
 		m.log.infof("slot %d pid %d: %s", s.Slot, exit.PID, exit.line())
-		return
 	}
-	m.lost(s, &exit, asksToEnd(exit.Signal))
+	m.post(func() { m.app.hooks.exited(exit) })
+	m.due(now)
 }
 
 // leaves takes in that the child of s drains by itself. It is not waited for:
@@ -90,19 +91,19 @@ func (m *master) exited(s *slot, exit ChildExit, current bool) {
 func (m *master) leaves(s *slot, why string) {
 	exit := &ChildExit{PID: s.PID, ExitCode: -1, Status: why, Uptime: time.Since(s.StartedAt)}
 	s.leaving = append(s.leaving, s.process)
-	m.lost(s, exit, true)
+	now := time.Now()
+	s.lose(exit, now, true)
+	m.due(now)
 }
 
-// lost empties s. Its child is judged now, or after groupGrace if it may have
-// left for a reason that is ours too.
-func (m *master) lost(s *slot, exit *ChildExit, wait bool) {
-	now := time.Now()
+// lose empties s. The loss is judged by due: now, or after groupGrace if the
+// child may have left for a reason that is the master's too.
+func (s *slot) lose(exit *ChildExit, now time.Time, wait bool) {
 	s.process, s.PID, s.State, s.deadline = nil, 0, ChildDown, time.Time{}
 	s.exit, s.judgeAt = exit, now
 	if wait {
 		s.judgeAt = now.Add(groupGrace)
 	}
-	m.due(now)
 }
 
 // line says how a child ended, and after which time.
@@ -144,9 +145,10 @@ func (m *master) judge(s *slot, now time.Time) {
 		if m.cfg.MaxChildRecoveries > 0 {
 			budget = fmt.Sprintf("of %d", m.cfg.MaxChildRecoveries)
 		}
-		m.log.warnf("%s; recovery %d (%s), next child in %v", where, s.policy.count, budget, delay.Round(time.Millisecond))
 		s.Recoveries++
 		s.respawnAt = now.Add(delay)
+		m.publish()
+		m.log.warnf("%s; recovery %d (%s), next child in %v", where, s.policy.count, budget, delay.Round(time.Millisecond))
 	}
 }
 
