@@ -238,8 +238,13 @@ func (l *inheritedListener) Accept() (net.Conn, error) {
 	for pause := time.Duration(0); ; {
 		if l.draining.Load() {
 			if l.accepted.Load() {
-				if conn, err := socket.AcceptNow(l.ln); err == nil && conn != nil {
+				conn, err := socket.AcceptNow(l.ln)
+				if err == nil && conn != nil {
 					return conn, nil
+				}
+				if mayPass(err) {
+					time.Sleep(drainPoll)
+					continue
 				}
 			}
 			_ = l.close()
@@ -256,7 +261,7 @@ func (l *inheritedListener) Accept() (net.Conn, error) {
 			return nil, l.closed()
 		case l.draining.Load():
 			continue
-		case !outOfResources(err):
+		case !mayPass(err):
 			return nil, err
 		}
 		// fasthttp would stop serving. The connection waits in the queue.
@@ -318,9 +323,13 @@ func (l *inheritedListener) close() error {
 	return err
 }
 
-// outOfResources says whether a failed accept may succeed later.
-func outOfResources(err error) bool {
-	for _, errno := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOBUFS, syscall.ECONNABORTED} {
+// mayPass says whether an accept that failed may succeed later: the process or
+// the system is out of something, or the error is the connection's.
+func mayPass(err error) bool {
+	for _, errno := range []error{
+		syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOBUFS, syscall.EPERM,
+		syscall.EPROTO, syscall.ENETDOWN, syscall.ENETUNREACH, syscall.EHOSTDOWN, syscall.EHOSTUNREACH,
+	} {
 		if errors.Is(err, errno) {
 			return true
 		}
@@ -337,6 +346,7 @@ type child struct {
 	end       *ending
 	draining  atomic.Bool
 	answering atomic.Int64 // requests that are in a handler
+	silent    silentConns
 }
 
 // serveChildListener is Listener in a child: p are the parts of ln.
@@ -392,11 +402,14 @@ func (a *App) serve(cfg ListenConfig, ln *inheritedListener, outer net.Listener)
 	if err := in.take(a); err != nil {
 		return err
 	}
-	ln.log = log
+	ln.log = logger{custom: cfg.PreforkLogger, queue: newCalls()}
 	c := &child{app: a, cfg: cfg, in: in, ln: ln, end: newEnding()}
 	a.setServer(c)
 
-	defer in.ended.send()
+	defer func() {
+		in.ended.send()
+		leaveSoon(cfg.ShutdownTimeout)
+	}()
 	a.App.Handler() // builds the routes
 	a.App.Hooks().OnPreShutdown(c.lameDuck)
 	if cfg.ListenerAddrFunc != nil {
@@ -409,6 +422,7 @@ func (a *App) serve(cfg ListenConfig, ln *inheritedListener, outer net.Listener)
 	}
 	server := a.App.Server()
 	server.Handler = c.lastAnswer(server.Handler)
+	server.ConnState = c.silent.watch(server.ConnState)
 	if !cfg.DisableSignals {
 		// Until the process ends: a signal that comes twice changes nothing.
 		watchSignals(func(sig os.Signal) { c.drain(childDeadline(cfg.ShutdownTimeout), sig.String()) })
@@ -417,9 +431,6 @@ func (a *App) serve(cfg ListenConfig, ln *inheritedListener, outer net.Listener)
 
 	err := server.Serve(outer)
 	a.App.Hooks().OnPostShutdown() // waits for all handlers: see master.finish
-	if c.draining.Load() {
-		leaveSoon(cfg.ShutdownTimeout)
-	}
 	return err
 }
 
@@ -462,7 +473,8 @@ func (c *child) shutdownFor(ctx context.Context, asker string) error {
 	})
 }
 
-// lameDuck is the last OnPreShutdown handler: it stops accepting and lets
+// lameDuck is the OnPreShutdown handler behind those that were registered
+// before Listen: it stops accepting and lets
 // open connections have their last answer before Fiber closes those that are
 // idle. As long as requests are answered, a wrapper with a limit has time to
 // accept what is queued.
@@ -470,6 +482,7 @@ func (c *child) lameDuck() error {
 	ctx := c.end.context(c.cfg.ShutdownTimeout)
 	c.draining.Store(true)
 	c.ln.startDrain()
+	defer c.silent.close()
 	tick := time.NewTicker(drainPoll)
 	defer tick.Stop()
 	for since := time.Now(); c.openConnections() > 0 && time.Since(since) < lameDuck; {
@@ -498,9 +511,52 @@ func (c *child) lastAnswer(answer fasthttp.RequestHandler) fasthttp.RequestHandl
 		c.answering.Add(1)
 		answer(ctx)
 		c.answering.Add(-1)
-		if c.draining.Load() && !ctx.Hijacked() {
+		if !c.draining.Load() {
+			return
+		}
+		if r := ctx.LastTimeoutErrorResponse(); r != nil {
+			r.SetConnectionClose() // the handler may still own the other one
+		} else if !ctx.Hijacked() {
 			ctx.Response.Header.SetConnectionClose()
 		}
+	}
+}
+
+// silentConns are the connections on which nothing was ever asked, such as a
+// browser opens ahead of its requests. fasthttp counts them as busy for 5 s.
+type silentConns struct {
+	n     atomic.Int64 // of conns: most requests have nothing to look for
+	mu    sync.Mutex
+	conns map[net.Conn]struct{}
+}
+
+// watch returns a fasthttp ConnState function that calls next, if there is one.
+func (s *silentConns) watch(next func(net.Conn, fasthttp.ConnState)) func(net.Conn, fasthttp.ConnState) {
+	s.conns = make(map[net.Conn]struct{})
+	return func(conn net.Conn, state fasthttp.ConnState) {
+		if next != nil {
+			next(conn, state)
+		}
+		if state != fasthttp.StateNew && s.n.Load() == 0 {
+			return
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if state == fasthttp.StateNew {
+			s.conns[conn] = struct{}{}
+		} else {
+			delete(s.conns, conn)
+		}
+		s.n.Store(int64(len(s.conns)))
+	}
+}
+
+// close closes them.
+func (s *silentConns) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for conn := range s.conns {
+		_ = conn.Close()
 	}
 }
 

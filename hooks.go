@@ -62,7 +62,9 @@ type Hooks struct {
 
 // OnListen registers handlers that run once, in the master, after every child
 // is ready. Their data has Prefork, ProcessCount (the number of children),
-// ChildPIDs and the port that was resolved. Without prefork they are Fiber's.
+// ChildPIDs and the port that was resolved. Handlers that are registered with
+// the embedded Fiber app get Fiber's data: no prefork, no children. An error
+// makes Fiber panic, after the children were drained.
 func (h *Hooks) OnListen(handlers ...fiber.OnListenHandler) {
 	for _, handler := range handlers {
 		h.Hooks.OnListen(func(data fiber.ListenData) error {
@@ -111,9 +113,9 @@ func (h *Hooks) log() logger {
 	return logger{}
 }
 
-func (h *Hooks) forked(pid int) {
+func (h *Hooks) forked(early []fiber.OnForkHandler, pid int) {
 	h.mu.Lock()
-	handlers := slices.Concat(forkHandlers(h.Hooks), h.onFork)
+	handlers := slices.Concat(early, h.onFork)
 	h.mu.Unlock()
 	runHandlers(h.log(), "OnFork", handlers, pid)
 }
@@ -159,77 +161,13 @@ func runHandlers[T any](l logger, name string, handlers []func(T) error, data T)
 }
 
 // forkHandlers reads the OnFork handlers that were registered with Fiber
-// itself, before Wrap or on the embedded app: Fiber has no public way to run
-// them. With a Fiber that keeps them elsewhere it finds none.
+// itself before Listen: Fiber has no public way to run them. With a Fiber that keeps them elsewhere it finds none.
 func forkHandlers(h *fiber.Hooks) []fiber.OnForkHandler {
 	field := reflect.ValueOf(h).Elem().FieldByName("onFork")
 	if !field.IsValid() || field.Type() != reflect.TypeFor[[]fiber.OnForkHandler]() {
 		return nil
 	}
 	return *(*[]fiber.OnForkHandler)(unsafe.Pointer(field.UnsafeAddr()))
-}
-
-// calls runs functions in order on one goroutine and never makes the caller wait.
-type calls struct {
-	mu      sync.Mutex
-	queue   []func()
-	running bool
-	idle    sync.Cond
-}
-
-func newCalls() *calls {
-	c := &calls{}
-	c.idle.L = &c.mu
-	return c
-}
-
-// post queues f.
-func (c *calls) post(f func()) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.queue = append(c.queue, f)
-	if !c.running {
-		c.running = true
-		go c.run()
-	}
-}
-
-func (c *calls) run() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for len(c.queue) > 0 {
-		f := c.queue[0]
-		c.queue = c.queue[1:]
-		c.mu.Unlock()
-		f()
-		c.mu.Lock()
-	}
-	c.running = false
-	c.idle.Broadcast()
-}
-
-// flushWithin is flush with a limit; it says whether all has run.
-func (c *calls) flushWithin(limit time.Duration) bool {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		c.flush()
-	}()
-	select {
-	case <-done:
-		return true
-	case <-time.After(limit):
-		return false
-	}
-}
-
-// flush waits until all that was posted has run.
-func (c *calls) flush() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for c.running {
-		c.idle.Wait()
-	}
 }
 
 // bannerEntries replaces what Fiber's banner says of a server that, to Fiber,

@@ -241,13 +241,15 @@ func TestCallsRunInOrder(t *testing.T) {
 	c := newCalls()
 	var got []int
 	for i := range 100 {
-		c.post(func() { got = append(got, i) })
+		c.post(0, func() { got = append(got, i) })
 	}
 	c.flush()
 	require.Len(t, got, 100)
 	assert.IsIncreasing(t, got)
 	block := make(chan struct{})
-	c.post(func() { <-block })
+	c.post(0, func() { <-block })
+	c.post(1, func() {})
+	c.post(1, func() { t.Error("one too many") })
 	assert.False(t, c.flushWithin(time.Millisecond))
 	close(block)
 	assert.True(t, c.flushWithin(time.Minute))

@@ -86,7 +86,7 @@ func TestKernelRefusesReuseport(t *testing.T) {
 // the children never get a connection.
 func TestReuseportListener(t *testing.T) {
 	t.Parallel()
-	s := start(t, "listener", options{"enable_prefork": true, "Children": 2, "Open": "reuseport", "Addr": freePort(t), "Banner": true, "recovery_window": 1})
+	s := start(t, "listener", options{"enable_prefork": true, "Children": 2, "Open": "reuseport", "Addr": freeAddr(t), "Banner": true, "recovery_window": 1})
 	s.await(`Enabled \(shared\)`)
 	master := s.cmd.Process.Pid
 	require.Len(t, listening(t, master), 1, "the socket itself is used")
@@ -115,18 +115,6 @@ func TestReuseportListener(t *testing.T) {
 	close(stop)
 	require.NoError(t, <-done)
 	s.stop()
-}
-
-// freePort returns a loopback address that nobody uses.
-func freePort(t *testing.T) string {
-	t.Helper()
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
-	require.NoError(t, err)
-	defer func() { _ = unix.Close(fd) }()
-	require.NoError(t, unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
-	name, err := unix.Getsockname(fd)
-	require.NoError(t, err)
-	return fmt.Sprintf("127.0.0.1:%d", name.(*unix.SockaddrInet4).Port)
 }
 
 // TestMPTCPListener: no program can be put on its socket, so that the copies

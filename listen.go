@@ -8,12 +8,15 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"reflect"
 	"runtime"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -382,8 +385,9 @@ func (cfg *ListenConfig) tlsConfig(app *fiber.App) (*tls.Config, error) {
 // Listen serves HTTP on addr, as fiber.App.Listen does. With EnablePrefork it
 // binds addr in the master, starts the children and supervises them; in a
 // child it serves what the master has bound. It returns when the server has
-// ended and every request that was accepted is answered: nil if it was asked
-// to end, else why.
+// ended and every request that was accepted is answered or, at the drain
+// deadline, cut off: nil if it was asked to end (Shutdown says whether in
+// time), else why.
 //
 //	app.Listen(":3000", prefork.ListenConfig{EnablePrefork: true})
 func (a *App) Listen(addr string, config ...ListenConfig) error {
@@ -485,7 +489,11 @@ func (a *App) Listener(ln net.Listener, config ...ListenConfig) error {
 		}
 	}
 	cfg.ListenerMode = ListenerModeShared // it is one socket, with options that others would lack
-	return a.serveMaster(cfg, parts.tls, key, func() (*socket.Socket, error) { return held, nil })
+	err = a.serveMaster(cfg, parts.tls, key, func() (*socket.Socket, error) { return held, nil })
+	if errors.Is(err, ErrAlreadyRunning) {
+		_ = held.Close() // nobody has taken it
+	}
+	return err
 }
 
 // serveAlone serves a listener that cannot be shared.
@@ -531,6 +539,9 @@ func NewListener(network, addr string) (net.Listener, error) {
 // master and in a child: by what is asked for and where in the program.
 func listenerKey(network, addr string) string {
 	_, file, line, _ := runtime.Caller(2)
+	if strings.ContainsRune(addr, 0) { // an abstract unix socket; it goes into an environment
+		addr = strconv.Quote(addr)
+	}
 	return fmt.Sprintf("%s %s at %s:%d", network, addr, filepath.Base(file), line)
 }
 
@@ -642,7 +653,10 @@ func tlsOf(ln net.Listener) (*tls.Config, net.Listener) {
 	if f := v.FieldByName("config"); f.IsValid() && f.Type() == reflect.TypeFor[*tls.Config]() {
 		config = (*tls.Config)(f.UnsafePointer())
 	}
-	inner, _ := v.FieldByName("Listener").Interface().(net.Listener)
+	var inner net.Listener
+	if f := v.FieldByName("Listener"); f.IsValid() && f.CanInterface() {
+		inner, _ = f.Interface().(net.Listener)
+	}
 	return config, inner
 }
 

@@ -266,11 +266,7 @@ func TestPlainListeners(t *testing.T) {
 // and the master says why the server did not start.
 func TestListenerOpenedInEveryProcess(t *testing.T) {
 	t.Parallel()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	addr := ln.Addr().String()
-	require.NoError(t, ln.Close())
-	s := prepare(t, "listener", options{"enable_prefork": true, "Children": 1, "Open": "net everywhere", "Addr": addr}).launch()
+	s := prepare(t, "listener", options{"enable_prefork": true, "Children": 1, "Open": "net everywhere", "Addr": freeAddr(t)}).launch()
 	assert.Equal(t, 1, s.exit())
 	s.await("open: .*address already in use")
 	s.await("is child did not start")

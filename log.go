@@ -10,6 +10,9 @@ import (
 
 const logPrefix = "[prefork] "
 
+// maxLines is how many lines wait for an output that blocks; more are lost.
+const maxLines = 1000
+
 // logger writes the lines of one server. The zero value uses Fiber's log, at once.
 type logger struct {
 	custom fiber.PreforkLogger
@@ -36,5 +39,5 @@ func (l logger) write(level func(string, ...any), format string, args []any) {
 		level(logPrefix+format, args...)
 		return
 	}
-	l.queue.post(func() { level(logPrefix+format, args...) })
+	l.queue.post(maxLines, func() { level(logPrefix+format, args...) })
 }

@@ -359,3 +359,13 @@ func suspend(t testing.TB, pid int) {
 	kill(t, pid, syscall.SIGSTOP)
 	eventually(t, func() bool { return stopped(pid) }, "pid %d does not stop", pid)
 }
+
+// freeAddr returns a loopback address that nobody uses. Somebody may before
+// the test does: only for programs that cannot ask for port 0.
+func freeAddr(t testing.TB) string {
+	t.Helper()
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer func() { _ = ln.Close() }()
+	return ln.Addr().String()
+}

@@ -20,7 +20,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"os"
 	"slices"
 	"strings"
@@ -83,7 +82,8 @@ func (a *App) Use(args ...any) fiber.Router {
 // drains all children: they stop accepting, finish what they have accepted
 // and exit. In a child it drains that child only, which the master then
 // replaces. It may be called by any goroutine, any number of times, from any
-// hook but those of the shutdown itself; all callers get the same result.
+// hook but those of the shutdown itself. The first caller's deadline holds;
+// all get the same result, or the error of their own context if that ends first.
 //
 // Children that are left after ListenConfig.ShutdownTimeout are killed;
 // Shutdown and OnPostShutdown then get context.DeadlineExceeded.
@@ -91,7 +91,7 @@ func (a *App) Shutdown() error {
 	return a.ShutdownWithContext(context.Background())
 }
 
-// ShutdownWithTimeout is Shutdown with another deadline.
+// ShutdownWithTimeout is Shutdown with another deadline; 0 or less kills at once.
 func (a *App) ShutdownWithTimeout(timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
@@ -185,6 +185,7 @@ type slot struct {
 
 // process is a child's process as the master holds it.
 type process struct {
+	slot      *slot
 	pid       int
 	startedAt time.Time
 	control   *control.Conn
@@ -202,6 +203,8 @@ type master struct {
 	parked *parked
 	end    *ending
 	calls  *calls // runs hooks in order, never on the supervise goroutine
+
+	fiberFork []fiber.OnForkHandler // that were registered with Fiber itself
 
 	events    chan event
 	stopping  latch      // a shutdown has begun: nothing is started any more
@@ -222,8 +225,7 @@ type master struct {
 // event is something that happened to a child. Exactly one of message and
 // exit is there.
 type event struct {
-	slot    int
-	pid     int
+	process *process
 	message *control.Message
 	exit    *ChildExit
 }
@@ -254,6 +256,7 @@ func (a *App) serveMaster(cfg ListenConfig, tlsConfig *tls.Config, key string, b
 	if err := m.register(); err != nil {
 		return err
 	}
+	defer m.log.queue.flushWithin(hookGrace)
 	defer m.drained.send() // whatever happens: the app may listen again
 
 	// Bind: every slot listens before the first child starts.
@@ -269,7 +272,10 @@ func (a *App) serveMaster(cfg ListenConfig, tlsConfig *tls.Config, key string, b
 	// From here on Fiber's shutdown, whoever calls it, finds a listener to
 	// close, and closing it is the drain.
 	m.parked = newParked(addr, tlsConfig, m.drain)
-	defer m.parked.release()
+	defer func() {
+		m.drained.send()              // Close waits for it
+		_ = a.App.Server().Shutdown() // which keeps a listener that nobody has closed
+	}()
 	go func() { _ = a.App.Server().Serve(m.parked) }()
 	<-m.parked.accepting
 	if m.stopping.sent() { // before Fiber could find it
@@ -278,10 +284,11 @@ func (a *App) serveMaster(cfg ListenConfig, tlsConfig *tls.Config, key string, b
 	defer m.watch()()
 
 	// Spawn, wait for ready, supervise.
+	m.fiberFork = forkHandlers(a.App.Hooks())
 	go m.supervise()
 	defer m.finish()
 	err := <-m.started
-	m.calls.flush()
+	m.calls.flushUntil(m.drained.c)
 	if err == nil {
 		// To Fiber this is a server like any other: OnListen, the banner, the
 		// routes, BeforeServeFunc. It returns when the parked listener is closed.
@@ -387,9 +394,7 @@ func (m *master) watch() (stop func()) {
 	if m.cfg.GracefulContext != nil {
 		stopContext = context.AfterFunc(m.cfg.GracefulContext, func() { _ = m.shutdown(context.Background()) })
 	}
-	stopReaping := reapStrangers(func(pid int) bool {
-		return slices.ContainsFunc(m.snapshot(), func(c Child) bool { return c.PID == pid })
-	})
+	stopReaping := reapStrangers()
 	return func() {
 		stopSignals()
 		stopContext()
@@ -407,7 +412,7 @@ func (m *master) supervise() {
 		}
 		m.spawn(s)
 	}
-	drainAsk, killAsk := m.drainAsk.c, m.killAsk.c
+	stopping, drainAsk, killAsk := m.stopping.c, m.drainAsk.c, m.killAsk.c
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for !m.draining || m.alive() > 0 {
@@ -422,6 +427,11 @@ func (m *master) supervise() {
 			m.handle(e)
 		case <-timer.C:
 			m.due(time.Now())
+		case <-stopping: // OnPreShutdown handlers run now: their time counts
+			stopping = nil
+			if !m.draining {
+				m.deadline = m.end.context(m.cfg.ShutdownTimeout).Done()
+			}
 		case <-drainAsk:
 			drainAsk = nil
 			m.beginDrain(m.end.context(m.cfg.ShutdownTimeout))
@@ -445,10 +455,7 @@ func (m *master) supervise() {
 func (m *master) spawn(s *slot) {
 	env := m.env
 	env.slot, env.generation = s.Slot, s.Generation
-	p, err := startProcess(s.socket, env, m.cfg.ChildProcs, func(e event) {
-		e.slot = s.Slot
-		m.events <- e
-	})
+	p, err := startProcess(s, env, m.cfg.ChildProcs, m.events)
 	if err != nil {
 		if m.starting {
 			m.abort(&ChildError{Reason: ErrChildStart, Slot: s.Slot, Status: err.Error(), Cause: err})
@@ -464,32 +471,32 @@ func (m *master) spawn(s *slot) {
 	if m.cfg.ChildStartTimeout > 0 {
 		s.deadline = s.StartedAt.Add(m.cfg.ChildStartTimeout)
 	}
-	m.post(func() { m.app.hooks.forked(p.pid) })
+	m.post(func() { m.app.hooks.forked(m.fiberFork, p.pid) })
 }
 
 // handle takes in what happened to a child.
 func (m *master) handle(e event) {
-	s := m.slots[e.slot]
-	current := s.process != nil && s.process.pid == e.pid
+	p, s := e.process, e.process.slot
+	current := p == s.process
 	switch {
 	case e.exit != nil:
-		m.exited(s, *e.exit, current)
+		m.exited(p, *e.exit)
 	case e.message.Kind == control.Ready && current && s.State == ChildStarting:
 		m.ready(s)
 	case e.message.Kind == control.Status:
-		m.log.infof("slot %d pid %d: %s", s.Slot, e.pid, e.message.Text)
-		if current && !s.process.asked {
+		m.log.infof("slot %d pid %d: %s", s.Slot, p.pid, e.message.Text)
+		if current && !p.asked {
 			m.leaves(s, e.message.Text)
 		}
 	case e.message.Kind == control.Refusal && !m.stopping.sent():
-		failure := &ChildError{Reason: ErrChildStart, Slot: s.Slot, PID: e.pid, Status: e.message.Text}
+		failure := &ChildError{Reason: ErrChildStart, Slot: s.Slot, PID: p.pid, Status: e.message.Text}
 		if m.starting {
 			m.abort(failure)
 		} else {
 			m.giveUp(failure)
 		}
 	case e.message.Kind == control.Overdue:
-		m.log.warnf("slot %d pid %d: requests were cut off at the drain deadline", s.Slot, e.pid)
+		m.log.warnf("slot %d pid %d: connections were cut off at the drain deadline", s.Slot, p.pid)
 		if m.draining && m.drainErr == nil {
 			m.drainErr = context.DeadlineExceeded
 		}
@@ -538,18 +545,19 @@ func (m *master) beginDrain(ctx context.Context) {
 	m.deadline = ctx.Done()
 	m.stopping.send()
 	m.closeSockets() // first: what is queued belongs to the children alone then
+	within := m.cfg.ShutdownTimeout
+	if deadline, ok := ctx.Deadline(); ok {
+		within = time.Until(deadline)
+	}
+	order := control.Message{Kind: control.Drain, Within: max(childDeadline(within), time.Millisecond)}
 	for _, s := range m.slots {
 		s.respawnAt = time.Time{}
 		if s.process == nil {
 			continue
 		}
-		within := m.cfg.ShutdownTimeout
-		if deadline, ok := ctx.Deadline(); ok {
-			within = time.Until(deadline)
-		}
 		s.process.asked = true
 		// It fails if the child is dying anyway; one that is stuck is killed in the end.
-		_ = s.process.control.Send(control.Message{Kind: control.Drain, Within: max(childDeadline(within), time.Millisecond)})
+		_ = s.process.control.Send(order)
 		if s.State == ChildStarting && !m.cfg.DisableSignals {
 			s.process.signal(terminate) // it does not listen to the channel yet, and has nothing to lose
 		}
@@ -563,6 +571,7 @@ func (m *master) killAll(why string, err error) {
 	m.stopping.send()
 	m.closeSockets()
 	m.drainErr = err
+	m.parked.release() // an OnPreShutdown handler that hangs must not keep Listen
 	for _, s := range m.slots {
 		s.respawnAt = time.Time{}
 		for _, p := range s.processes() {
@@ -575,8 +584,8 @@ func (m *master) killAll(why string, err error) {
 
 // shutdown is App.Shutdown in the master.
 func (m *master) shutdown(ctx context.Context) error {
-	m.stopping.send()
 	return m.end.run(ctx, m.cfg.ShutdownTimeout, func() error {
+		m.stopping.send()
 		// No deadline for Fiber itself: what it waits for is m.drain.
 		return m.app.App.ShutdownWithContext(context.Background())
 	})
@@ -603,11 +612,10 @@ func (m *master) finish() {
 	_ = m.drain()
 	// Fiber holds its lock from the first OnPreShutdown handler to the last
 	// OnPostShutdown handler, and takes it to register one, even none.
-	m.app.App.Hooks().OnPostShutdown()
-	if !m.calls.flushWithin(m.cfg.ShutdownTimeout) {
+	ended := inTime(m.cfg.ShutdownTimeout, func() { m.app.App.Hooks().OnPostShutdown() })
+	if !ended || !m.calls.flushWithin(m.cfg.ShutdownTimeout) {
 		m.log.warnf("a hook has not returned after %v: left behind", m.cfg.ShutdownTimeout)
 	}
-	m.log.queue.flushWithin(hookGrace)
 }
 
 // closeSockets gives up the master's hold on all listeners.
@@ -642,7 +650,7 @@ func (m *master) allReady() bool {
 // supervise goroutine knows now.
 func (m *master) post(run func()) {
 	m.publish()
-	m.calls.post(run)
+	m.calls.post(0, run)
 }
 
 // publish makes the state of the slots visible to other goroutines.
@@ -660,117 +668,4 @@ func (m *master) snapshot() []Child {
 		return slices.Clone(*p)
 	}
 	return nil
-}
-
-// parked is the listener that Fiber serves in the master: it never accepts,
-// and closing it drains the children.
-type parked struct {
-	addr      net.Addr
-	tls       *tls.Config
-	drain     func() error
-	accepting chan struct{}
-	closed    latch
-	once      sync.Once
-}
-
-func newParked(addr net.Addr, tlsConfig *tls.Config, drain func() error) *parked {
-	return &parked{addr: addr, tls: tlsConfig, drain: drain, accepting: make(chan struct{}), closed: newLatch()}
-}
-
-// Accept waits for the end.
-func (p *parked) Accept() (net.Conn, error) {
-	p.once.Do(func() { close(p.accepting) })
-	<-p.closed.c
-	return nil, net.ErrClosed
-}
-
-// Close returns what OnPostShutdown gets.
-func (p *parked) Close() error {
-	p.release()
-	return p.drain()
-}
-
-// release ends Accept.
-func (p *parked) release() { p.closed.send() }
-
-// Addr returns the address that the children serve.
-func (p *parked) Addr() net.Addr { return p.addr }
-
-// TLSConfig tells Fiber's banner that the children speak TLS.
-func (p *parked) TLSConfig() *tls.Config { return p.tls }
-
-// ending is the one shutdown of a server: whoever asks first leads it, the
-// others wait for its result.
-type ending struct {
-	mu   sync.Mutex
-	ctx  context.Context //nolint:containedctx // the leader's: the drain's deadline
-	led  bool
-	err  error
-	done latch
-}
-
-func newEnding() *ending { return &ending{done: newLatch()} }
-
-// run makes the caller the leader, who calls f, or waits for the leader.
-func (e *ending) run(ctx context.Context, limit time.Duration, f func() error) error {
-	e.mu.Lock()
-	lead := !e.led
-	e.led = true
-	if lead && e.ctx == nil {
-		e.limit(ctx, limit)
-	}
-	e.mu.Unlock()
-	if lead {
-		defer e.done.send()
-		e.err = f()
-		return e.err
-	}
-	select {
-	case <-e.done.c:
-		return e.err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// context returns the context that bounds the drain. It is made here when
-// nobody leads, because Fiber's own shutdown was called.
-func (e *ending) context(limit time.Duration) context.Context {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.ctx == nil {
-		e.limit(context.Background(), limit)
-	}
-	return e.ctx
-}
-
-// limit sets ctx, with limit as its deadline if it has none. e.mu is held.
-func (e *ending) limit(ctx context.Context, limit time.Duration) {
-	e.ctx = ctx
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		e.ctx, cancel = context.WithTimeout(ctx, limit)
-		context.AfterFunc(e.ctx, cancel)
-	}
-}
-
-// latch is an event that happens once.
-type latch struct {
-	c    chan struct{}
-	once *sync.Once
-}
-
-func newLatch() latch { return latch{c: make(chan struct{}), once: &sync.Once{}} }
-
-// send makes it happen.
-func (s latch) send() { s.once.Do(func() { close(s.c) }) }
-
-// sent says whether it has happened.
-func (s latch) sent() bool {
-	select {
-	case <-s.c:
-		return true
-	default:
-		return false
-	}
 }

@@ -30,13 +30,14 @@ func rename() {
 }
 
 // strangerGrace is how long an ended process of which we are the parent may
-// wait for somebody to ask for its status before it counts as a stranger: the
-// application may have started it, and wants to know.
-const strangerGrace = time.Second
+// wait for somebody to ask for its status before it counts as a stranger. Our
+// own children have somebody who waits; so have the application's, as a rule,
+// and nothing tells its processes from strangers.
+const strangerGrace = 3 * time.Second
 
 // reapStrangers reaps processes that were re-parented to this one, if it is
-// PID 1, until stop is called. It leaves those that are own to who waits for them.
-func reapStrangers(own func(pid int) bool) (stop func()) {
+// PID 1, until stop is called.
+func reapStrangers() (stop func()) {
 	if os.Getpid() != 1 {
 		return func() {}
 	}
@@ -63,7 +64,7 @@ func reapStrangers(own func(pid int) bool) (stop func()) {
 				if pid != seen {
 					seen, since = pid, time.Now()
 				}
-				if own(pid) || time.Since(since) < strangerGrace {
+				if time.Since(since) < strangerGrace {
 					again.Reset(strangerGrace)
 					break
 				}

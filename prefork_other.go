@@ -12,4 +12,4 @@ func rename() {}
 
 // reapStrangers does nothing: only a container's PID 1 has strangers, and
 // containers are Linux.
-func reapStrangers(func(pid int) bool) (stop func()) { return func() {} }
+func reapStrangers() (stop func()) { return func() {} }

@@ -14,13 +14,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/fiber-prefork/prefork/internal/control"
-	"github.com/fiber-prefork/prefork/internal/socket"
 )
 
 // terminate asks a process to go.
@@ -29,10 +29,10 @@ const terminate = syscall.SIGTERM
 // lastWords is how long the messages of a child that has ended are waited for.
 const lastWords = 100 * time.Millisecond
 
-// startProcess runs this program again as a child that serves s. What happens
-// to it is posted, its end last.
-func startProcess(s *socket.Socket, env childEnv, procs int, post func(event)) (*process, error) {
-	listener, err := s.File()
+// startProcess runs this program again as a child in s. What happens to it
+// goes to events, its end last.
+func startProcess(s *slot, env childEnv, procs int, events chan<- event) (*process, error) {
+	listener, err := s.socket.File()
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +56,10 @@ func startProcess(s *socket.Socket, env childEnv, procs int, post func(event)) (
 		_ = channel.Close()
 		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
-	pid := cmd.Process.Pid
+	p := &process{
+		slot: s, pid: cmd.Process.Pid, startedAt: time.Now(), control: channel,
+		signal: func(sig os.Signal) { _ = cmd.Process.Signal(sig) },
+	}
 	read := make(chan struct{})
 	go func() {
 		defer close(read)
@@ -65,7 +68,7 @@ func startProcess(s *socket.Socket, env childEnv, procs int, post func(event)) (
 			if err != nil {
 				return
 			}
-			post(event{pid: pid, message: &message})
+			events <- event{process: p, message: &message}
 		}
 	}()
 	go func() {
@@ -73,9 +76,9 @@ func startProcess(s *socket.Socket, env childEnv, procs int, post func(event)) (
 		channel.ReceiveWithin(lastWords)
 		<-read
 		_ = channel.Close()
-		post(event{pid: pid, exit: exitOf(pid, cmd.ProcessState, err)})
+		events <- event{process: p, exit: exitOf(p.pid, cmd.ProcessState, err)}
 	}()
-	return &process{pid: pid, startedAt: time.Now(), control: channel, signal: func(sig os.Signal) { _ = cmd.Process.Signal(sig) }}, nil
+	return p, nil
 }
 
 // exitOf says how a process ended. state is nil when somebody else has reaped it.
@@ -158,9 +161,9 @@ func adopt(fds ...int) {
 
 // guardOutput makes a write to a stdout or stderr that nobody reads an error
 // and not the end of the process, for good: main writes after Listen too.
-func guardOutput() {
+var guardOutput = sync.OnceFunc(func() {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // not Ignore: programs that are run would inherit that
-}
+})
 
 // watchSignals calls f, one signal after another, for those that ask a server
 // to end, until stop is called. Those that the process was started to ignore

@@ -6,14 +6,12 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-
-	"github.com/fiber-prefork/prefork/internal/socket"
 )
 
 // terminate asks a process to go.
 var terminate = os.Kill
 
-func startProcess(*socket.Socket, childEnv, int, func(event)) (*process, error) {
+func startProcess(*slot, childEnv, int, chan<- event) (*process, error) {
 	return nil, fmt.Errorf("prefork: %w", ErrPlatformUnsupported)
 }
 
@@ -49,4 +47,4 @@ func endsAtOnce(os.Signal) bool { return true }
 
 func signalSelf() {}
 
-func reapStrangers(func(pid int) bool) (stop func()) { return func() {} }
+func reapStrangers() (stop func()) { return func() {} }

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/gofiber/fiber/v3"
+	"github.com/gofiber/fiber/v3/middleware/timeout"
 
 	"github.com/fiber-prefork/prefork"
 )
@@ -53,12 +54,18 @@ var programs = map[string]func(o *programOptions){
 		app := newApp(o)
 		finish(o, app.Listen(o.Addr, o.ListenConfig))
 	},
-	"background":  background,
-	"listener":    listener,
-	"features":    features,
-	"wrap":        wrapped,
-	"two":         twoApps,
-	"twice":       twice,
+	"background": background,
+	"listener":   listener,
+	"features":   features,
+	"wrap":       wrapped,
+	"two":        twoApps,
+	"twice":      twice,
+	"again":      again,
+	"quiet": func(o *programOptions) {
+		app := prefork.New()
+		routes(app.App)
+		_ = app.Listen(o.Addr, o.ListenConfig)
+	},
 	"two foreign": twoForeign,
 	"indistinct":  indistinct,
 	"tls":         tlsApp,
@@ -126,6 +133,10 @@ func instrument(app *prefork.App, o *programOptions) {
 				<-c
 				tell("shutdown", "%v", app.App.Shutdown())
 			}()
+		case "hang in OnPreShutdown":
+			app.Hooks().OnPreShutdown(func() error { select {} })
+		case "hang in OnFork":
+			app.Hooks().OnFork(func(int) error { tell("hangs", ""); select {} })
 		case "panic":
 			app.Hooks().OnListen(func(fiber.ListenData) error { panic("in OnListen") })
 		case "BeforeServe":
@@ -265,6 +276,11 @@ func routes(app *fiber.App) {
 		time.Sleep(time.Duration(fiber.Params[int](c, "ms")) * time.Millisecond)
 		return c.SendString("slept")
 	})
+	app.Get("/timeout", timeout.New(func(c fiber.Ctx) error {
+		tell("sleeping", "until the timeout")
+		time.Sleep(300 * time.Millisecond)
+		return c.SendString("late")
+	}, timeout.Config{Timeout: 200 * time.Millisecond}))
 	app.Get("/exit/:code", func(c fiber.Ctx) error {
 		os.Exit(fiber.Params[int](c, "code"))
 		return nil
@@ -330,6 +346,40 @@ func background(o *programOptions) {
 }
 
 func asExit(err error, exit **exec.ExitError) bool { return errors.As(err, exit) }
+
+// again serves one app several times, the first of which fails.
+func again(o *programOptions) {
+	if prefork.IsChild() {
+		if f, err := os.OpenFile(o.Flag, os.O_CREATE|os.O_EXCL, 0o600); err == nil {
+			_ = f.Close()
+			os.Exit(7)
+		}
+	}
+	app := newApp(o)
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGUSR1)
+	go func() {
+		for range c {
+			tell("shutdown", "%v", app.Shutdown())
+		}
+	}()
+	listen := func() error { return app.Listen(o.Addr, o.ListenConfig) }
+	tell("first", "%v", listen())
+	for range 2 {
+		if err := listen(); err != nil {
+			log.Fatal(err)
+		}
+		if prefork.IsChild() {
+			return
+		}
+	}
+	o.EnablePrefork = false
+	app.Get("/last", func(c fiber.Ctx) error { return nil })
+	if err := listen(); err != nil {
+		log.Fatal(err)
+	}
+	<-time.After(100 * time.Millisecond) // for the last line
+}
 
 // nested answers with what the same program is when a child runs it.
 func nested(o *programOptions) {

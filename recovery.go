@@ -66,20 +66,14 @@ func (r *recovery) wait() time.Duration {
 // and the master may only be about to see it.
 const groupGrace = 250 * time.Millisecond
 
-// exited takes in that a child of s has ended; current says that it was the
-// one that filled the slot.
-func (m *master) exited(s *slot, exit ChildExit, current bool) {
-	now := time.Now()
-	same := func(p *process) bool { return p.pid == exit.PID }
-	p := s.process
-	if i := slices.IndexFunc(s.leaving, same); i >= 0 {
-		p = s.leaving[i]
-		s.leaving = slices.Delete(s.leaving, i, i+1)
-	}
+// exited takes in that a child has ended.
+func (m *master) exited(p *process, exit ChildExit) {
+	now, s := time.Now(), p.slot
 	exit.Slot, exit.Generation, exit.Asked, exit.Uptime = s.Slot, s.Generation, p.asked, now.Sub(p.startedAt)
-	if current {
+	if p == s.process {
 		s.lose(&exit, now, asksToEnd(exit.Signal))
 	} else {
+		s.leaving = slices.DeleteFunc(s.leaving, func(other *process) bool { return other == p })
 		m.log.infof("slot %d pid %d: %s", s.Slot, exit.PID, exit.line())
 	}
 	m.post(func() { m.app.hooks.exited(exit) })

@@ -256,12 +256,13 @@ func TestNothingLeaks(t *testing.T) {
 		}
 		// No backoff: each child counts as having been up long enough.
 		s := start(t, "app", options{"enable_prefork": true, "Children": 2, "listener_mode": mode, "recovery_window": int64(1), "At": "status"})
-		var before string
+		var before usage
 		n := 2
 		for i := range 102 {
 			pids := s.readyPIDs(n)
 			if i == 2 { // all of Fiber is running then
 				before = s.status()
+				eventually(t, func() bool { last := before; before = s.status(); return last == before }, "no two are the same")
 			}
 			kill(t, pids[n-1], syscall.SIGKILL)
 			n++
@@ -270,20 +271,28 @@ func TestNothingLeaks(t *testing.T) {
 			}
 		}
 		s.readyPIDs(n)
-		var after string
-		eventually(t, func() bool { after = s.status(); return after == before }, "want %s", before)
+		eventually(t, func() bool {
+			after := s.status()
+			return after.fds <= before.fds && after.goroutines <= before.goroutines && after.zombies == 0
+		}, "more than %+v", before)
 		assertMasterDoesNotPoll(t, s)
 		assertNonblocking(t, s)
 		s.stop()
 	}
 }
 
-// status asks the master for its descriptors, goroutines and zombies.
-func (s *server) status() string {
+// usage is what a master holds.
+type usage struct{ fds, goroutines, zombies int }
+
+// status asks the master for it.
+func (s *server) status() usage {
 	s.t.Helper()
 	n := len(s.matches(`EVENT \d+ status`))
 	s.signal(syscall.SIGUSR1)
-	return s.awaitN(`EVENT \d+ status (.*)`, n+1)[n][1] + fmt.Sprintf(" zombies=%d", zombies(s.cmd.Process.Pid))
+	m := s.awaitN(`EVENT \d+ status fds=(\d+) goroutines=(\d+)`, n+1)[n]
+	fds, _ := strconv.Atoi(m[1])
+	goroutines, _ := strconv.Atoi(m[2])
+	return usage{fds, goroutines, zombies(s.cmd.Process.Pid)}
 }
 
 func TestEnvironmentOfAChild(t *testing.T) {
@@ -419,10 +428,7 @@ func closedStdout(t *testing.T, disableSignals bool) {
 	r, w, err := os.Pipe()
 	require.NoError(t, err)
 	s.cmd.Stderr = w
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	addr := ln.Addr().String()
-	require.NoError(t, ln.Close())
+	addr := freeAddr(t)
 	require.NoError(t, r.Close())
 	s.cmd.Stdout = w
 	s.cmd.Env = append(s.cmd.Env, envConfig+"="+fmt.Sprintf(

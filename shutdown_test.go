@@ -10,6 +10,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -413,6 +415,116 @@ func TestQueueDuringDrain(t *testing.T) {
 		}
 		assert.Equal(t, 0, s.exit())
 	}
+}
+
+// TestHookThatHangs: neither the deadline nor a second signal waits for it.
+func TestHookThatHangs(t *testing.T) {
+	t.Parallel()
+	for _, at := range []string{"hang in OnPreShutdown", "hang in OnFork"} {
+		for _, second := range []bool{false, true} {
+			timeout := time.Second
+			if second {
+				timeout = 2 * time.Second
+			}
+			s := prepare(t, "app", options{"enable_prefork": true, "Children": 1, "At": at, "shutdown_timeout": timeout}).launch()
+			s.readyPIDs(0)
+			s.await(`EVENT \d+ init`)
+			if at == "hang in OnPreShutdown" {
+				s.awaitListen()
+			} else {
+				s.await(`EVENT \d+ hangs`)
+			}
+			s.signal(syscall.SIGTERM)
+			s.await("terminated: draining")
+			if second {
+				s.signal(syscall.SIGTERM)
+			}
+			assert.Equal(t, 0, s.exit())
+			s.await(fmt.Sprintf("EVENT %d returned <nil>", s.cmd.Process.Pid))
+			s.await("a hook has not returned after")
+		}
+	}
+}
+
+// TestSilentConnection: one on which nothing was ever asked holds nothing up.
+func TestSilentConnection(t *testing.T) {
+	t.Parallel()
+	s := start(t, "app", options{"enable_prefork": true, "Children": 1, "shutdown_timeout": 3 * time.Second})
+	silent, err := net.Dial("tcp", s.addr)
+	require.NoError(t, err)
+	defer func() { _ = silent.Close() }()
+	_ = s.get("/") // the child has accepted the other one before
+	s.signal(syscall.SIGTERM)
+	assert.Equal(t, 0, s.exit())
+	s.await(fmt.Sprintf("EVENT %d postshutdown <nil>", s.cmd.Process.Pid))
+}
+
+// TestTimeoutMiddlewareDuringDrain: its answer is the last one too.
+func TestTimeoutMiddlewareDuringDrain(t *testing.T) {
+	t.Parallel()
+	s := start(t, "app", options{"enable_prefork": true, "Children": 1})
+	conn := dial(t, "tcp", s.addr, "/timeout")
+	s.await("EVENT .* sleeping")
+	s.signal(syscall.SIGTERM)
+	resp, _ := answer(t, conn)
+	assert.Equal(t, http.StatusRequestTimeout, resp.StatusCode)
+	assert.True(t, resp.Close)
+	assert.Equal(t, 0, s.exit())
+}
+
+// TestListenAgain: a server that failed or ended leaves nothing to the next.
+func TestListenAgain(t *testing.T) {
+	t.Parallel()
+	s := prepare(t, "again", options{"enable_prefork": true, "Children": 1, "Flag": filepath.Join(t.TempDir(), "been")}).launch()
+	s.await("EVENT .* first prefork: child did not start: slot 0 pid \\d+: exit status 7")
+	for n := 1; n <= 2; n++ {
+		s.awaitN(`^EVENT \d+ listen (\S+)`, n)
+		s.signal(syscall.SIGUSR1)
+		assert.Equal(t, "<nil>", s.awaitN("EVENT .* shutdown (.*)", n)[n-1][1])
+	}
+	s.awaitN("EVENT .* listen .* prefork=false", 1)
+	s.signal(syscall.SIGUSR1)
+	s.awaitN("EVENT .* shutdown <nil>", 3)
+	assert.Equal(t, 0, s.exit())
+}
+
+// TestOutputThatBlocks: a pipe that nobody reads, and that is full.
+func TestOutputThatBlocks(t *testing.T) {
+	t.Parallel()
+	s := prepare(t, "quiet", nil)
+	r, w, err := os.Pipe()
+	require.NoError(t, err)
+	defer func() { _ = r.Close() }()
+	s.cmd.Stderr = w
+	addr := freeAddr(t)
+	s.cmd.Env = append(s.cmd.Env, envConfig+"="+fmt.Sprintf(`{"enable_prefork":true,"Children":1,"Addr":%q}`, addr))
+	s.launch()
+	ask := func() string {
+		body, err := fetch(newClient(), "http://"+addr+"/")
+		if err != nil {
+			return ""
+		}
+		return body
+	}
+	eventually(t, func() bool { return ask() != "" }, "no answer")
+	// Fill it.
+	fd := int(w.Fd())
+	require.NoError(t, syscall.SetNonblock(fd, true))
+	for _, err = syscall.Write(fd, make([]byte, 1<<12)); err == nil; {
+		_, err = syscall.Write(fd, make([]byte, 1<<12))
+	}
+	for err = nil; err == nil; {
+		_, err = syscall.Write(fd, []byte{0})
+	}
+	require.NoError(t, syscall.SetNonblock(fd, false))
+	require.NoError(t, w.Close())
+	for range 3 {
+		pid, _ := strconv.Atoi(ask())
+		kill(t, pid, syscall.SIGKILL)
+		eventually(t, func() bool { next := ask(); return next != "" && next != strconv.Itoa(pid) }, "no replacement")
+	}
+	s.signal(syscall.SIGTERM)
+	assert.Equal(t, 0, s.exit())
 }
 
 // TestPanicInOnListen: Fiber lets it through, and so do we, after the drain.

@@ -118,7 +118,7 @@ func Read(r io.Reader) (Message, error) {
 			m.Within = time.Duration(ms) * time.Millisecond
 		}
 	default:
-		return Message{}, fmt.Errorf("%w: %v", ErrMalformed, m.Kind)
+		want = size // of a later program: whoever gets it ignores it
 	}
 	if size != want {
 		return Message{}, fmt.Errorf("%w: %v with %d bytes, want %d", ErrMalformed, m.Kind, size, want)

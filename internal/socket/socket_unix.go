@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -54,6 +55,10 @@ func Listen(network, addr string, mode fs.FileMode) (*Socket, error) {
 // unlinker returns a function that removes the socket file at path, unless a
 // later instance has put its own there.
 func unlinker(path string) func() {
+	path, err := filepath.Abs(path) // the process may change its directory
+	if err != nil {
+		return nil
+	}
 	bound, err := os.Stat(path)
 	if err != nil {
 		return nil
@@ -191,7 +196,7 @@ func (s *Socket) File() (*os.File, error) {
 }
 
 // Listener turns s into a listener that this process serves itself. s is
-// closed, also on error.
+// closed, unless there is an error.
 func (s *Socket) Listener() (net.Listener, error) {
 	f, err := s.File()
 	if err != nil {
