@@ -7,10 +7,12 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,6 +29,8 @@ import (
 const (
 	envFiber = "FASTHTTP_PREFORK_CHILD" // what fiber.IsChild looks at: "1"
 	envChild = "FIBER_PREFORK_CHILD"    // ours: a childEnv
+
+	envHistory = "FIBER_PREFORK_HISTORY" // ours: a history
 
 	listenerFD = 3
 	controlFD  = 4
@@ -51,6 +55,7 @@ type childEnv struct {
 	master     int    // pid
 	slot       int    // from 0
 	generation int    // from 0
+	app        int    // index of the app that is served
 	tls        bool   // the listener that the master was given has TLS around it
 	key        string // listenerKey of what is served; "" for a foreign listener
 }
@@ -58,16 +63,16 @@ type childEnv struct {
 const envVersion = "1"
 
 func (e childEnv) String() string {
-	return fmt.Sprintf("%s %d %d %d %t %s", envVersion, e.master, e.slot, e.generation, e.tls, e.key)
+	return fmt.Sprintf("%s %d %d %d %d %t %s", envVersion, e.master, e.slot, e.generation, e.app, e.tls, e.key)
 }
 
 // parseChildEnv is the inverse of childEnv.String.
 func parseChildEnv(s string) (childEnv, error) {
-	fields := strings.SplitN(s, " ", 6)
-	if len(fields) != 6 || fields[0] != envVersion {
+	fields := strings.SplitN(s, " ", 7)
+	if len(fields) != 7 || fields[0] != envVersion {
 		return childEnv{}, fmt.Errorf("%s=%q: not of version %s", envChild, s, envVersion)
 	}
-	var numbers [3]int
+	var numbers [4]int
 	for i := range numbers {
 		n, err := strconv.ParseInt(fields[i+1], 10, 32)
 		if err != nil || n < 0 {
@@ -75,21 +80,95 @@ func parseChildEnv(s string) (childEnv, error) {
 		}
 		numbers[i] = int(n)
 	}
-	if fields[4] != "true" && fields[4] != "false" {
-		return childEnv{}, fmt.Errorf("%s=%q: field 4 is not a boolean", envChild, s)
+	if fields[5] != "true" && fields[5] != "false" {
+		return childEnv{}, fmt.Errorf("%s=%q: field 5 is not a boolean", envChild, s)
 	}
-	return childEnv{master: numbers[0], slot: numbers[1], generation: numbers[2], tls: fields[4] == "true", key: fields[5]}, nil
+	return childEnv{
+		master: numbers[0], slot: numbers[1], generation: numbers[2], app: numbers[3],
+		tls: fields[5] == "true", key: fields[6],
+	}, nil
 }
 
 // IsChild reports whether this process is a child that serves for a master of
 // this package. It is decided when the process starts and never changes: a
 // program that a child runs is not a child. fiber.IsChild agrees.
-func IsChild() bool { return inherited != nil }
+func IsChild() bool { return here.inherited != nil }
 
-// inherited is what this process got from a master, nil if it has none. It is
-// found when the process starts, before main can run another program that
-// would get a copy of it.
-var inherited = inherit()
+// here is this process. What it inherited is found when it starts, before main
+// can run another program that would get a copy of it. A child's main repeats
+// what the master's did; app numbers and history are how it finds its place.
+var here = &thisProcess{inherited: inherit(), history: inheritHistory()}
+
+type thisProcess struct {
+	inherited *inheritance // nil in a master
+	apps      atomic.Int64 // made so far
+	history   *history
+}
+
+// history is how the servers of a program ended. It passes from the master to
+// the children that it starts later: their main comes to those servers' Listen
+// too, and must get from it what the master's got.
+type history struct {
+	mu    sync.Mutex
+	Ended []ended
+}
+
+type ended struct {
+	App   int
+	Key   string
+	Errno syscall.Errno `json:",omitempty"` // for errors.Is
+	Error string        `json:",omitempty"` // "" for nil
+}
+
+func inheritHistory() *history {
+	h := &history{}
+	// What cannot be read was not written by us: no history.
+	_ = json.Unmarshal([]byte(os.Getenv(envHistory)), &h.Ended)
+	_ = os.Unsetenv(envHistory)
+	return h
+}
+
+// add notes that a server has ended.
+func (h *history) add(app int, key string, err error) {
+	e := ended{App: app, Key: key}
+	if err != nil {
+		e.Error = err.Error()
+		_ = errors.As(err, &e.Errno)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	same := func(e ended) bool { return e.App == app && e.Key == key }
+	h.Ended = append(slices.DeleteFunc(h.Ended, same), e)
+}
+
+// find says whether a server has ended, and how.
+func (h *history) find(app int, key string) (over bool, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, e := range h.Ended {
+		switch {
+		case e.App != app || e.Key != key:
+		case e.Error == "":
+			return true, nil
+		case e.Errno != 0:
+			return true, fmt.Errorf("in the master: %s: %w", e.Error, e.Errno)
+		default:
+			return true, fmt.Errorf("in the master: %s", e.Error)
+		}
+	}
+	return false, nil
+}
+
+// String is the value of envHistory.
+func (h *history) String() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.Ended) == 0 {
+		return ""
+	}
+	b, _ := json.Marshal(h.Ended)
+	return string(b)
+}
 
 // inheritance is the one listener and the one channel that a child has.
 type inheritance struct {
@@ -98,9 +177,9 @@ type inheritance struct {
 	drain   chan order // gets the one order to drain
 	ended   latch      // the app that this child serves has ended
 
-	mu  sync.Mutex
-	ln  *inheritedListener // set by the first listener() that matches
-	app *App               // that serves it
+	mu    sync.Mutex
+	ln    *inheritedListener // set by the first listener() that matches
+	taken bool               // an app serves it
 }
 
 const askedByMaster = "the master"
@@ -135,9 +214,9 @@ func inherit() *inheritance {
 	return in
 }
 
-// receive waits for the master's word. The end of the stream is its death:
-// whoever serves drains then, and a child that does not serve yet has no
-// reason to begin.
+// receive waits for the master's word. The end of the stream is its death: a
+// child that accepts drains then, and one that does not yet has no reason to
+// begin.
 func (in *inheritance) receive() {
 	for {
 		m, err := in.control.Receive()
@@ -149,14 +228,27 @@ func (in *inheritance) receive() {
 			continue // of a kind for a later version's child
 		}
 		in.mu.Lock()
-		serving := in.app != nil
+		begun := in.ln != nil && in.ln.accepted.Load()
 		in.mu.Unlock()
-		if !serving {
+		if !begun {
 			os.Exit(1)
 		}
 		in.drain <- order{asker: "the death of the master"}
 		return
 	}
+}
+
+// serves says whether this child was started for the server that app is asked
+// to be at key. A port or path says it; where it does not, the app has to.
+func (in *inheritance) serves(app int, key string) bool {
+	if key != in.key || app == in.childEnv.app {
+		return key == in.key
+	}
+	if key == "" || strings.HasSuffix(key, ":0") {
+		return false
+	}
+	over, _ := here.history.find(app, key)
+	return !over
 }
 
 // listener returns the listener that this child has been started for, the same
@@ -180,22 +272,15 @@ func (in *inheritance) listener(key, network, addr string) *inheritedListener {
 	return in.ln
 }
 
-// take makes a the app that this child serves. Another one that asks for the
-// same cannot be told apart from it, and might serve on its port: that ends
-// the child and the server.
-func (in *inheritance) take(a *App) error {
+// take makes a the app that this child serves.
+func (in *inheritance) take() error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if in.app == nil {
-		in.app = a
-		return nil
+	if in.taken {
+		return fmt.Errorf("prefork: slot %d pid %d: %w", in.slot, os.Getpid(), ErrAlreadyRunning)
 	}
-	if in.app != a {
-		why := fmt.Sprintf("two apps serve %q: give them addresses of their own, or call Listen at different places", in.key)
-		_ = in.control.Send(control.Message{Kind: control.Refusal, Text: why})
-		os.Exit(1)
-	}
-	return fmt.Errorf("prefork: slot %d pid %d: %w", in.slot, os.Getpid(), ErrAlreadyRunning)
+	in.taken = true
+	return nil
 }
 
 // foreignAddr is an address that another child serves, as the program named it.
@@ -354,7 +439,7 @@ func (a *App) serveChildListener(cfg ListenConfig, key string, ln net.Listener, 
 	if p.inherited != nil {
 		return a.serve(cfg, p.inherited, ln)
 	}
-	mine := inherited.listener(key, "listener", fmt.Sprint(ln))
+	mine := here.inherited.listener(key, "listener", fmt.Sprint(ln))
 	// A listener that main opened here gets no connection: the master's is
 	// pinned. It has told how TLS is done, and goes.
 	if p.plain != nil {
@@ -367,11 +452,11 @@ func (a *App) serveChildListener(cfg ListenConfig, key string, ln net.Listener, 
 	if tlsConfig == nil {
 		tlsConfig = cfg.TLSConfig
 	}
-	if mine.mine && inherited.tls && tlsConfig == nil {
+	if mine.mine && here.inherited.tls && tlsConfig == nil {
 		return invalid("Listener", "a listener without TLS in a child",
 			"the master's has TLS: put tls.NewListener around a prefork.NewListener, or set ListenConfig.TLSConfig")
 	}
-	if !inherited.tls {
+	if !here.inherited.tls {
 		tlsConfig = nil
 	}
 	return a.serveChild(cfg, mine, tlsConfig)
@@ -389,17 +474,22 @@ func (a *App) serveChild(cfg ListenConfig, ln *inheritedListener, tlsConfig *tls
 // serve serves outer, which has ln inside, until the drain is over: the whole
 // life of a child.
 func (a *App) serve(cfg ListenConfig, ln *inheritedListener, outer net.Listener) error {
-	in := inherited
+	in := here.inherited
 	log := cfg.log()
-	if !ln.mine {
-		log.infof("slot %d pid %d: %q is another master's: this child serves %q", in.slot, os.Getpid(), ln.key, in.key)
+	if !ln.mine || !in.serves(a.index, ln.key) {
+		if over, err := here.history.find(a.index, ln.key); over {
+			return err
+		}
+		// Another server of this program, which has children of its own.
+		log.infof("slot %d pid %d: waits at Listen of app %d on %q: this child serves app %d on %q",
+			in.slot, os.Getpid(), a.index, ln.key, in.childEnv.app, in.key)
 		<-in.ended.c
 		return nil
 	}
 	if ln.err != nil {
 		return fmt.Errorf("prefork: slot %d pid %d: %w", in.slot, os.Getpid(), ln.err)
 	}
-	if err := in.take(a); err != nil {
+	if err := in.take(); err != nil {
 		return err
 	}
 	ln.log = logger{custom: cfg.PreforkLogger, queue: newCalls()}

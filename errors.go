@@ -56,6 +56,9 @@ type ChildError struct {
 
 // Error returns one line with all the facts.
 func (e *ChildError) Error() string {
+	if e.PID == 0 {
+		return fmt.Sprintf("prefork: %v: slot %d: %s", e.Reason, e.Slot, e.Status)
+	}
 	return fmt.Sprintf("prefork: %v: slot %d pid %d: %s", e.Reason, e.Slot, e.PID, e.Status)
 }
 

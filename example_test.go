@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"time"
 
 	"github.com/gofiber/fiber/v3"
@@ -39,7 +40,7 @@ func ExampleApp_Listen() {
 		return nil
 	})
 
-	err := app.Listen("127.0.0.1:0", prefork.ListenConfig{
+	err := app.Listen(os.Getenv("ADDR"), prefork.ListenConfig{
 		EnablePrefork:         true,
 		Children:              2,
 		DisableStartupMessage: true,

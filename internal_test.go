@@ -6,9 +6,12 @@ package prefork
 import (
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
+	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -90,6 +93,53 @@ func TestRecoveryWholeLife(t *testing.T) {
 	})
 }
 
+func TestRecoverySteady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPolicy()
+		p.limit = 20
+		delays, gaveUp := run(p, 100, steady)
+		assert.True(t, gaveUp, "what is steady is counted all the same")
+		assert.Len(t, delays, 20)
+		for _, delay := range delays {
+			assert.Zero(t, delay, "a child that is up for long does not back off")
+		}
+		p = newPolicy()
+		delays, _ = run(p, 30, steady-1)
+		assert.Equal(t, maxBackoff, delays[29])
+		delay, _ := p.died(steady)
+		assert.Equal(t, maxBackoff, delay, "it takes longer after a long delay")
+		delay, _ = p.died(10 * maxBackoff)
+		assert.Zero(t, delay)
+	})
+}
+
+func TestHistory(t *testing.T) {
+	var h history
+	assert.Empty(t, h.String())
+	h.add(0, "tcp4 :1", nil)
+	h.add(0, "tcp4 :2", fmt.Errorf("prefork: %w", &net.OpError{Op: "listen", Err: os.NewSyscallError("bind", syscall.EADDRINUSE)}))
+	h.add(1, "tcp4 :1", errors.New("why"))
+	h.add(1, "tcp4 :1", errors.New("why else"))
+	t.Setenv(envHistory, h.String())
+	got := inheritHistory()
+	_, set := os.LookupEnv(envHistory)
+	assert.False(t, set)
+	ok, err := got.find(0, "tcp4 :1")
+	assert.True(t, ok)
+	require.NoError(t, err)
+	ok, err = got.find(0, "tcp4 :2")
+	assert.True(t, ok)
+	require.ErrorIs(t, err, syscall.EADDRINUSE)
+	ok, err = got.find(1, "tcp4 :1")
+	assert.True(t, ok)
+	require.ErrorContains(t, err, "in the master: why else")
+	ok, _ = got.find(2, "tcp4 :1")
+	assert.False(t, ok)
+	t.Setenv(envHistory, "no json")
+	got = inheritHistory()
+	assert.Empty(t, got.String())
+}
+
 func TestRecoveryInterval(t *testing.T) {
 	p := newPolicy()
 	p.interval = 5 * time.Second
@@ -137,22 +187,22 @@ func FuzzRecovery(f *testing.F) {
 func TestChildEnv(t *testing.T) {
 	for _, env := range []childEnv{
 		{master: 1, slot: 0},
-		{master: 4711, slot: 12, generation: 3, tls: true, key: "tcp4 127.0.0.1:3000"},
+		{master: 4711, slot: 12, generation: 3, app: 2, tls: true, key: "tcp4 127.0.0.1:3000"},
 		{master: 4711, key: "unix /tmp/a b c.sock"},
 	} {
 		got, err := parseChildEnv(env.String())
 		require.NoError(t, err)
 		assert.Equal(t, env, got)
 	}
-	for _, bad := range []string{"", "1", "2 1 0 0 false x", "1 x 0 0 false x", "1 1 -1 0 false x", "1 1 0 0 maybe x", "1 99999999999 0 0 true x"} {
+	for _, bad := range []string{"", "1", "2 1 0 0 false x", "1 x 0 0 0 false x", "1 1 -1 0 0 false x", "1 1 0 0 0 maybe x", "1 99999999999 0 0 0 true x", "1 1 0 0 false x"} {
 		_, err := parseChildEnv(bad)
 		require.ErrorContains(t, err, envChild, bad)
 	}
 }
 
 func FuzzParseChildEnv(f *testing.F) {
-	f.Add("1 4711 0 0 false tcp4 :3000")
-	f.Add("1 1 2 3 true unix /run/x y")
+	f.Add("1 4711 0 0 0 false tcp4 :3000")
+	f.Add("1 1 2 3 4 true unix /run/x y")
 	f.Add("2 x")
 	f.Fuzz(func(t *testing.T, s string) {
 		env, err := parseChildEnv(s)

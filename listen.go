@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"reflect"
 	"runtime"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -408,8 +407,8 @@ func (a *App) Listen(addr string, config ...ListenConfig) error {
 		return err
 	}
 	key := listenerKey(cfg.ListenerNetwork, addr)
-	if inherited != nil {
-		return a.serveChild(cfg, inherited.listener(key, cfg.ListenerNetwork, addr), tlsConfig)
+	if here.inherited != nil {
+		return a.serveChild(cfg, here.inherited.listener(key, cfg.ListenerNetwork, addr), tlsConfig)
 	}
 	if runtime.GOOS == "windows" {
 		return fmt.Errorf("prefork: %w: %s: leave EnablePrefork off", ErrPlatformUnsupported, runtime.GOOS)
@@ -449,8 +448,8 @@ func (a *App) Listener(ln net.Listener, config ...ListenConfig) error {
 		return err
 	}
 	parts := takeApart(ln)
-	key := listenerKey("", "")
-	if inherited != nil {
+	const key = "" // a listener that the application opened
+	if here.inherited != nil {
 		return a.serveChildListener(cfg, key, ln, parts)
 	}
 	if cfg.CertFile != "" || cfg.CertKeyFile != "" || cfg.CertClientFile != "" || cfg.AutoCertManager != nil || cfg.TLSConfig != nil && parts.tls == nil {
@@ -522,8 +521,8 @@ func NewListener(network, addr string) (net.Listener, error) {
 		return nil, invalid("network", fmt.Sprintf("%q", network), "want tcp, tcp4, tcp6 or unix")
 	}
 	key := listenerKey(network, addr)
-	if inherited != nil {
-		return inherited.listener(key, network, addr), nil
+	if here.inherited != nil {
+		return here.inherited.listener(key, network, addr), nil
 	}
 	if runtime.GOOS == "windows" {
 		return net.Listen(network, addr)
@@ -535,14 +534,10 @@ func NewListener(network, addr string) (net.Listener, error) {
 	return &boundListener{socket: s, addr: s.Addr(), key: key}, nil
 }
 
-// listenerKey tells the listeners of one program apart, in the same way in the
-// master and in a child: by what is asked for and where in the program.
+// listenerKey tells the servers of one program apart, together with the app's
+// number: master and child come to the same. It goes into an environment.
 func listenerKey(network, addr string) string {
-	_, file, line, _ := runtime.Caller(2)
-	if strings.ContainsRune(addr, 0) { // an abstract unix socket; it goes into an environment
-		addr = strconv.Quote(addr)
-	}
-	return fmt.Sprintf("%s %s at %s:%d", network, addr, filepath.Base(file), line)
+	return network + " " + strings.ReplaceAll(addr, "\x00", "@")
 }
 
 // boundListener is what NewListener returns in the master: a socket that

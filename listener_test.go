@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -363,11 +364,13 @@ func twoForeign(o *programOptions) {
 	finish(o, errors.Join(err, <-done))
 }
 
-// indistinct is a program whose two servers cannot be told apart.
-func indistinct(o *programOptions) {
+// alike is a program whose two servers are asked for in the same words.
+func alike(o *programOptions) {
 	done := make(chan error, 2)
-	for range 2 {
+	for i := range 2 {
 		app := newApp(o)
+		app.Get("/which", func(c fiberCtx) error { return c.SendString(strconv.Itoa(i)) })
+		app.Hooks().OnListen(func(d fiberListenData) error { tell("listens", "%d %s:%s", i, d.Host, d.Port); return nil })
 		go func() { done <- app.Listen(o.Addr, o.ListenConfig) }()
 	}
 	finish(o, errors.Join(<-done, <-done))
@@ -386,12 +389,39 @@ func TestTwoForeignListeners(t *testing.T) {
 	s.stop()
 }
 
-func TestIndistinctServers(t *testing.T) {
+func TestServersThatAreAlike(t *testing.T) {
 	t.Parallel()
-	s := prepare(t, "indistinct", options{"enable_prefork": true, "Children": 1}).launch()
-	assert.Equal(t, 1, s.exit())
-	s.await(`child did not start: slot 0 pid \d+: two apps serve "tcp4 127.0.0.1:0 at listener_test.go:\d+": give them addresses of their own`)
-	s.await("is child did not start")
+	s := prepare(t, "alike", options{"enable_prefork": true, "Children": 2}).launch()
+	for _, m := range s.awaitN(`^EVENT \d+ listens (\d) (\S+)`, 2) {
+		for range 4 {
+			body, err := fetch(newClient(), "http://"+m[2]+"/which")
+			require.NoError(t, err)
+			assert.Equal(t, m[1], body)
+		}
+	}
+	s.stop()
+}
+
+// TestServersInSequence: the children of a later server come to the Listen of
+// an earlier one too, and get from it what the master got.
+func TestServersInSequence(t *testing.T) {
+	t.Parallel()
+	taken, err := net.Listen("tcp4", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer func() { _ = taken.Close() }()
+	s := start(t, "fallback", options{"enable_prefork": true, "Children": 2, "Dir": taken.Addr().String()})
+	assert.Equal(t, "true true", s.get("/ischild"))
+	s.awaitN("EVENT .* fallback true ", 3) // in the master and in both children
+	s.stop()
+
+	s = start(t, "sequence", options{"enable_prefork": true, "Children": 2})
+	assert.Equal(t, "true true", s.get("/ischild"))
+	s.awaitN("EVENT .* first <nil>", 3)
+	s.stop()
+
+	s = start(t, "branch", options{"enable_prefork": true, "Children": 2})
+	assert.Equal(t, "true true", s.get("/ischild"))
+	s.stop()
 }
 
 func TestSharedIsRefused(t *testing.T) {

@@ -53,6 +53,10 @@ func TestMain(m *testing.M) {
 		ExampleApp_Listen()
 		os.Exit(0)
 	}
+	if ln, err := net.Listen("tcp4", "127.0.0.1:0"); err == nil {
+		_ = os.Setenv("ADDR", ln.Addr().String()) // of the example
+		_ = ln.Close()
+	}
 	goleak.VerifyTestMain(m,
 		// fasthttp's pool sleeps for 10 s between looks at whether it has ended.
 		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.(*workerPool).Start.func2"),

@@ -39,6 +39,7 @@ type App struct {
 	*fiber.App
 
 	hooks *Hooks
+	index int // of the apps of this process, in the order in which they are made
 
 	mu     sync.Mutex
 	server server // the latest, also after its end; nil before Listen
@@ -58,7 +59,7 @@ func New(config ...fiber.Config) *App {
 // Wrap makes an existing Fiber app prefork. Handlers that are registered with
 // its hooks already still run.
 func Wrap(app *fiber.App) *App {
-	a := &App{App: app}
+	a := &App{App: app, index: int(here.apps.Add(1)) - 1}
 	a.hooks = &Hooks{Hooks: app.Hooks(), app: a}
 	app.Hooks().OnPreStartupMessage(a.bannerEntries)
 	return a
@@ -241,21 +242,27 @@ const abortTimeout = 500 * time.Millisecond
 // OnPostShutdown handlers run before it is killed.
 func childDeadline(d time.Duration) time.Duration { return d - min(d/10, 500*time.Millisecond) }
 
+// secondSignal is how long after the first a signal is a second word and not
+// the same one again: timeout(1), for one, signals its child and its group.
+const secondSignal = 500 * time.Millisecond
+
 // hookGrace is how long the end of a drain waits for OnChildExit handlers.
 const hookGrace = 500 * time.Millisecond
 
 // serveMaster is the whole life of a master. bind gives the first socket.
-func (a *App) serveMaster(cfg ListenConfig, tlsConfig *tls.Config, key string, bind func() (*socket.Socket, error)) error {
+func (a *App) serveMaster(cfg ListenConfig, tlsConfig *tls.Config, key string, bind func() (*socket.Socket, error)) (err error) {
+	_ = os.Unsetenv(envFiber) // whoever set it: this process is a master
 	m := &master{
 		app: a, cfg: cfg, log: logger{custom: cfg.PreforkLogger, queue: newCalls()},
 		end: newEnding(), calls: newCalls(), starting: true,
-		env:    childEnv{master: os.Getpid(), tls: tlsConfig != nil, key: key},
+		env:    childEnv{master: os.Getpid(), app: a.index, tls: tlsConfig != nil, key: key},
 		events: make(chan event, 64), started: make(chan error, 1),
 		stopping: newLatch(), drainAsk: newLatch(), killAsk: newLatch(), drained: newLatch(),
 	}
 	if err := m.register(); err != nil {
 		return err
 	}
+	defer func() { here.history.add(a.index, key, err) }()
 	defer m.log.queue.flushWithin(hookGrace)
 	defer m.drained.send() // whatever happens: the app may listen again
 
@@ -287,7 +294,7 @@ func (a *App) serveMaster(cfg ListenConfig, tlsConfig *tls.Config, key string, b
 	m.fiberFork = forkHandlers(a.App.Hooks())
 	go m.supervise()
 	defer m.finish()
-	err := <-m.started
+	err = <-m.started
 	m.calls.flushUntil(m.drained.c)
 	if err == nil {
 		// To Fiber this is a server like any other: OnListen, the banner, the
@@ -377,17 +384,20 @@ func (m *master) watch() (stop func()) {
 	guardOutput()
 	stopSignals := func() {}
 	if !m.cfg.DisableSignals {
-		asked, again := false, false
+		asked, first := false, time.Time{}
 		stopSignals = watchSignals(func(sig os.Signal) {
 			if !asked {
 				m.log.infof("%v: draining", sig)
 				go func() { _ = m.shutdown(context.Background()) }()
 				asked = true
 			}
-			if again && endsAtOnce(sig) {
+			switch {
+			case !endsAtOnce(sig):
+			case first.IsZero():
+				first = time.Now()
+			case time.Since(first) >= secondSignal:
 				m.killAsk.send()
 			}
-			again = again || endsAtOnce(sig)
 		})
 	}
 	stopContext := func() bool { return true }
@@ -487,13 +497,6 @@ func (m *master) handle(e event) {
 		m.log.infof("slot %d pid %d: %s", s.Slot, p.pid, e.message.Text)
 		if current && !p.asked {
 			m.leaves(s, e.message.Text)
-		}
-	case e.message.Kind == control.Refusal && !m.stopping.sent():
-		failure := &ChildError{Reason: ErrChildStart, Slot: s.Slot, PID: p.pid, Status: e.message.Text}
-		if m.starting {
-			m.abort(failure)
-		} else {
-			m.giveUp(failure)
 		}
 	case e.message.Kind == control.Overdue:
 		m.log.warnf("slot %d pid %d: connections were cut off at the drain deadline", s.Slot, p.pid)

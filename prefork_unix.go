@@ -124,14 +124,18 @@ func environ(env childEnv, procs int) []string {
 	drop := func(kv string) bool {
 		name, _, _ := strings.Cut(kv, "=")
 		switch name {
-		case envFiber, envChild, "GOMAXPROCS", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC",
+		case envFiber, envChild, envHistory, "GOMAXPROCS", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC",
 			"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID":
 			return true
 		}
 		return false
 	}
-	return append(slices.DeleteFunc(os.Environ(), drop),
+	vars := append(slices.DeleteFunc(os.Environ(), drop),
 		envFiber+"=1", envChild+"="+env.String(), "GOMAXPROCS="+strconv.Itoa(procs))
+	if h := here.history.String(); h != "" {
+		vars = append(vars, envHistory+"="+h)
+	}
+	return vars
 }
 
 // bornOf says whether this process is a child of that master: it holds the

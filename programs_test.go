@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -61,13 +62,41 @@ var programs = map[string]func(o *programOptions){
 	"two":        twoApps,
 	"twice":      twice,
 	"again":      again,
+	"fallback": func(o *programOptions) {
+		app := newApp(o)
+		err := app.Listen(o.Dir, o.ListenConfig) // is taken
+		tell("fallback", "%t %v", errors.Is(err, syscall.EADDRINUSE), err)
+		if err == nil {
+			log.Fatal("served by the first Listen")
+		}
+		finish(o, app.Listen(o.Addr, o.ListenConfig))
+	},
+	"sequence": func(o *programOptions) {
+		first := prefork.New()
+		first.Hooks().OnListen(func(fiber.ListenData) error { go func() { _ = first.Shutdown() }(); return nil })
+		tell("first", "%v", first.Listen(o.Addr, o.ListenConfig))
+		app := newApp(o)
+		finish(o, app.Listen(o.Addr, o.ListenConfig))
+	},
+	"branch": func(o *programOptions) {
+		app := newApp(o)
+		if prefork.IsChild() {
+			finish(o, app.Listener(nil, o.ListenConfig))
+			return
+		}
+		ln, err := net.Listen("tcp4", o.Addr)
+		if err != nil {
+			log.Fatal(err)
+		}
+		finish(o, app.Listener(ln, o.ListenConfig))
+	},
 	"quiet": func(o *programOptions) {
 		app := prefork.New()
 		routes(app.App)
 		_ = app.Listen(o.Addr, o.ListenConfig)
 	},
 	"two foreign": twoForeign,
-	"indistinct":  indistinct,
+	"alike":       alike,
 	"tls":         tlsApp,
 	"nested":      nested,
 }
@@ -106,6 +135,14 @@ func instrument(app *prefork.App, o *programOptions) {
 		failStart(o)
 	}
 	routes(app.App)
+	draining := make(chan struct{})
+	app.Hooks().OnPreShutdown(sync.OnceValue(func() error { close(draining); return nil }))
+	app.Get("/untildrain", func(c fiber.Ctx) error {
+		tell("sleeping", "until the drain")
+		<-draining
+		time.Sleep(300 * time.Millisecond)
+		return c.SendString("slept")
+	})
 	shutdown := func() { go func() { tell("shutdown", "%v", app.Shutdown()) }() }
 	if o.At != "" && !prefork.IsChild() {
 		switch o.At {
@@ -142,6 +179,9 @@ func instrument(app *prefork.App, o *programOptions) {
 		case "BeforeServe":
 			o.BeforeServeFunc = func(*fiber.App) error { return errors.New("refused by BeforeServeFunc") }
 		}
+	}
+	if o.At == "warm up" && prefork.IsChild() {
+		o.BeforeServeFunc = func(*fiber.App) error { tell("warming", "up"); time.Sleep(20 * time.Second); return nil }
 	}
 	limits(o)
 	if o.At == "status" && !prefork.IsChild() {
@@ -358,10 +398,13 @@ func again(o *programOptions) {
 	app := newApp(o)
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, syscall.SIGUSR1)
+	over := make(chan struct{})
 	go func() {
-		for range c {
+		for range 3 {
+			<-c
 			tell("shutdown", "%v", app.Shutdown())
 		}
+		close(over)
 	}()
 	listen := func() error { return app.Listen(o.Addr, o.ListenConfig) }
 	tell("first", "%v", listen())
@@ -378,7 +421,7 @@ func again(o *programOptions) {
 	if err := listen(); err != nil {
 		log.Fatal(err)
 	}
-	<-time.After(100 * time.Millisecond) // for the last line
+	<-over
 }
 
 // nested answers with what the same program is when a child runs it.

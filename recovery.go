@@ -14,6 +14,7 @@ import (
 const (
 	firstBackoff = 200 * time.Millisecond // before the second recovery in a row
 	maxBackoff   = 30 * time.Second
+	steady       = 10 * time.Second // the least uptime that wipes the backoff, but not the count
 )
 
 // recovery is the policy of one slot. It has no clock and does no I/O.
@@ -23,8 +24,9 @@ type recovery struct {
 	interval time.Duration  // least delay before any recovery
 	jitter   func() float64 // in [0,1)
 
-	count   int // recoveries since the last wipe: what limit bounds
-	backoff int // failures since the last wipe: what the delay grows with
+	count   int           // recoveries since the last wipe: what limit bounds
+	backoff int           // failures since the last wipe: what the delay grows with
+	last    time.Duration // the latest delay
 }
 
 // died says how long to wait before a child that was ready for uptime (0 if it
@@ -32,6 +34,10 @@ type recovery struct {
 func (r *recovery) died(uptime time.Duration) (delay time.Duration, ok bool) {
 	if r.window >= 0 && uptime >= r.window {
 		r.count, r.backoff = 0, 0
+	}
+	// Backoff is there to make failing cheap. One that stayed up for so long is.
+	if uptime >= max(steady, 10*r.last) {
+		r.backoff = 0
 	}
 	if r.limit > 0 && r.count >= r.limit {
 		return 0, false
@@ -58,7 +64,8 @@ func (r *recovery) wait() time.Duration {
 		}
 		delay -= time.Duration(r.jitter() * float64(delay) / 2)
 	}
-	return max(delay, r.interval)
+	r.last = max(delay, r.interval)
+	return r.last
 }
 
 // groupGrace is how long a child that left by itself, or by a signal that asks

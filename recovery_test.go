@@ -298,7 +298,8 @@ func (s *server) status() usage {
 func TestEnvironmentOfAChild(t *testing.T) {
 	t.Parallel()
 	s := prepare(t, "app", options{"enable_prefork": true, "Children": 1, "child_procs": 3})
-	s.cmd.Env = append(s.cmd.Env, "NOTIFY_SOCKET=/x", "WATCHDOG_USEC=1", "WATCHDOG_PID=1", "LISTEN_FDS=1", "LISTEN_PID=1", "LISTEN_FDNAMES=x", "KEEP=me", "GOMAXPROCS=2")
+	s.cmd.Env = append(s.cmd.Env, "NOTIFY_SOCKET=/x", "WATCHDOG_USEC=1", "WATCHDOG_PID=1", "LISTEN_FDS=1", "LISTEN_PID=1", "LISTEN_FDNAMES=x", "KEEP=me", "GOMAXPROCS=2",
+		"FASTHTTP_PREFORK_CHILD=1", "FIBER_PREFORK_CHILD=1 1 0 0 0 false forged")
 	s.launch().awaitListen()
 	env := s.get("/env")
 	for _, gone := range []string{"NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_"} {

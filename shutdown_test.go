@@ -46,7 +46,7 @@ func TestEveryWayToEnd(t *testing.T) {
 			pids := s.readyPIDs(2)
 			var conns []net.Conn
 			for range 20 {
-				conns = append(conns, dial(t, "tcp", s.addr, "/sleep/300"))
+				conns = append(conns, dial(t, "tcp", s.addr, "/untildrain"))
 			}
 			s.awaitN("EVENT .* sleeping", 20)
 			way.end(s)
@@ -99,7 +99,7 @@ func TestProcessGroup(t *testing.T) {
 		pids := s.readyPIDs(3)
 		var conns []net.Conn
 		for range 20 {
-			conns = append(conns, dial(t, "tcp", s.addr, "/sleep/300"))
+			conns = append(conns, dial(t, "tcp", s.addr, "/untildrain"))
 		}
 		s.awaitN("EVENT .* sleeping", 20)
 		require.NoError(t, syscall.Kill(-s.cmd.Process.Pid, syscall.SIGINT))
@@ -202,7 +202,10 @@ func TestSecondSignal(t *testing.T) {
 	s.signal(syscall.SIGTERM)
 	s.await("terminated: draining")
 	s.signal(syscall.SIGHUP) // comes along with others and is no second word
-	s.signal(syscall.SIGINT)
+	eventually(t, func() bool {
+		_ = s.cmd.Process.Signal(syscall.SIGINT)
+		return len(s.matches("killed: second signal")) > 0
+	}, "the second signal is not heard")
 	assert.Equal(t, 0, s.exit())
 	s.await(fmt.Sprintf(`EVENT %d postshutdown context canceled`, s.cmd.Process.Pid))
 	s.await("killed: second signal")
@@ -217,6 +220,22 @@ func TestHangupAlongWithTerm(t *testing.T) {
 	s.await("EVENT .* sleeping")
 	s.signal(syscall.SIGTERM)
 	s.signal(syscall.SIGHUP)
+	_, body := answer(t, conn)
+	assert.Equal(t, "slept", body)
+	assert.Equal(t, 0, s.exit())
+	assert.Empty(t, s.matches("second signal"))
+}
+
+// TestDoubledSignal: timeout(1) signals its child and then its whole group.
+func TestDoubledSignal(t *testing.T) {
+	t.Parallel()
+	s := prepare(t, "app", options{"enable_prefork": true, "Children": 2})
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	s.launch().awaitListen()
+	conn := dial(t, "tcp", s.addr, "/untildrain")
+	s.await("EVENT .* sleeping")
+	s.signal(syscall.SIGTERM)
+	require.NoError(t, syscall.Kill(-s.cmd.Process.Pid, syscall.SIGINT)) // another one: it is not merged with the first
 	_, body := answer(t, conn)
 	assert.Equal(t, "slept", body)
 	assert.Equal(t, 0, s.exit())
@@ -318,6 +337,17 @@ func TestMasterIsKilledWhileStarting(t *testing.T) {
 	t.Parallel()
 	s := prepare(t, "app", options{"enable_prefork": true, "Children": 2, "Init": 20 * time.Second}).launch()
 	s.awaitN("EVENT .* init", 2)
+	killed := time.Now()
+	s.signal(syscall.SIGKILL)
+	s.exit()
+	assert.Less(t, time.Since(killed), 10*time.Second)
+}
+
+// TestMasterIsKilledWhileWarmingUp: nor does one that is in BeforeServeFunc.
+func TestMasterIsKilledWhileWarmingUp(t *testing.T) {
+	t.Parallel()
+	s := prepare(t, "app", options{"enable_prefork": true, "Children": 2, "At": "warm up"}).launch()
+	s.awaitN("EVENT .* warming", 2)
 	killed := time.Now()
 	s.signal(syscall.SIGKILL)
 	s.exit()

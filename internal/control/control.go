@@ -39,7 +39,6 @@ const (
 	Status                  // child → master: Text says what it is doing on its own
 	Drain                   // master → child: drain and exit within Within
 	Overdue                 // child → master: the time is over and requests were cut off
-	Refusal                 // child → master: Text says why no child of this program can serve
 )
 
 func (k Kind) String() string {
@@ -52,8 +51,6 @@ func (k Kind) String() string {
 		return "drain"
 	case Overdue:
 		return "overdue"
-	case Refusal:
-		return "refusal"
 	default:
 		return fmt.Sprintf("kind %d", byte(k))
 	}
@@ -62,7 +59,7 @@ func (k Kind) String() string {
 // Message is one message.
 type Message struct {
 	Kind   Kind
-	Text   string        // of Status and Refusal: at most MaxPayload bytes, the rest is cut off
+	Text   string        // of Status: at most MaxPayload bytes, the rest is cut off
 	Within time.Duration // of Drain: the time that is left, in whole milliseconds, not negative
 }
 
@@ -70,7 +67,7 @@ type Message struct {
 func Append(b []byte, m Message) []byte {
 	var payload []byte
 	switch m.Kind {
-	case Status, Refusal:
+	case Status:
 		payload = []byte(m.Text)[:min(len(m.Text), MaxPayload)]
 	case Drain:
 		payload = binary.BigEndian.AppendUint64(nil, uint64(max(0, m.Within.Milliseconds())))
@@ -106,7 +103,7 @@ func Read(r io.Reader) (Message, error) {
 	want := 0
 	switch m.Kind {
 	case Ready, Overdue:
-	case Status, Refusal:
+	case Status:
 		m.Text, want = string(payload), size
 	case Drain:
 		want = 8

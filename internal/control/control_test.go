@@ -18,7 +18,6 @@ func TestRoundTrip(t *testing.T) {
 		{Kind: Overdue},
 		{Kind: Status, Text: "draining: terminated"},
 		{Kind: Status},
-		{Kind: Refusal, Text: "why"},
 		{Kind: Drain},
 		{Kind: Drain, Within: 9500 * time.Millisecond},
 	} {
@@ -61,8 +60,8 @@ func TestReadRefuses(t *testing.T) {
 		_, err = Read(bytes.NewReader(Append(nil, Message{Kind: Drain})[:cut]))
 		require.ErrorIs(t, err, io.ErrUnexpectedEOF, "cut after %d bytes", cut)
 	}
-	assert.Equal(t, []string{"ready", "status", "drain", "overdue", "refusal", "kind 99"},
-		[]string{Ready.String(), Status.String(), Drain.String(), Overdue.String(), Refusal.String(), Kind(99).String()})
+	assert.Equal(t, []string{"ready", "status", "drain", "overdue", "kind 99"},
+		[]string{Ready.String(), Status.String(), Drain.String(), Overdue.String(), Kind(99).String()})
 }
 
 func FuzzRead(f *testing.F) {
@@ -79,7 +78,7 @@ func FuzzRead(f *testing.F) {
 			}
 			return
 		}
-		if m.Kind < Ready || m.Kind > Refusal {
+		if m.Kind < Ready || m.Kind > Overdue {
 			return // known to a later program only
 		}
 		// What is a message says the same when it is written again.
