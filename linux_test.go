@@ -86,7 +86,7 @@ func TestKernelRefusesReuseport(t *testing.T) {
 // the children never get a connection.
 func TestReuseportListener(t *testing.T) {
 	t.Parallel()
-	s := start(t, "listener", options{"enable_prefork": true, "Children": 2, "Open": "reuseport", "Addr": freeAddr(t), "Banner": true, "recovery_window": 1})
+	s := start(t, "listener", options{"enable_prefork": true, "Children": 2, "Open": "reuseport", "Addr": freeAddr(), "Banner": true, "recovery_window": 1})
 	s.await(`Enabled \(shared\)`)
 	master := s.cmd.Process.Pid
 	require.Len(t, listening(t, master), 1, "the socket itself is used")

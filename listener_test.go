@@ -267,7 +267,7 @@ func TestPlainListeners(t *testing.T) {
 // and the master says why the server did not start.
 func TestListenerOpenedInEveryProcess(t *testing.T) {
 	t.Parallel()
-	s := prepare(t, "listener", options{"enable_prefork": true, "Children": 1, "Open": "net everywhere", "Addr": freeAddr(t)}).launch()
+	s := prepare(t, "listener", options{"enable_prefork": true, "Children": 1, "Open": "net everywhere", "Addr": freeAddr()}).launch()
 	assert.Equal(t, 1, s.exit())
 	s.await("open: .*address already in use")
 	s.await("is child did not start")

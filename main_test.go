@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -53,10 +54,7 @@ func TestMain(m *testing.M) {
 		ExampleApp_Listen()
 		os.Exit(0)
 	}
-	if ln, err := net.Listen("tcp4", "127.0.0.1:0"); err == nil {
-		_ = os.Setenv("ADDR", ln.Addr().String()) // of the example
-		_ = ln.Close()
-	}
+	_ = os.Setenv("ADDR", freeAddr()) // of the example
 	goleak.VerifyTestMain(m,
 		// fasthttp's pool sleeps for 10 s between looks at whether it has ended.
 		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.(*workerPool).Start.func2"),
@@ -364,12 +362,16 @@ func suspend(t testing.TB, pid int) {
 	eventually(t, func() bool { return stopped(pid) }, "pid %d does not stop", pid)
 }
 
-// freeAddr returns a loopback address that nobody uses. Somebody may before
-// the test does: only for programs that cannot ask for port 0.
-func freeAddr(t testing.TB) string {
-	t.Helper()
-	ln, err := net.Listen("tcp4", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer func() { _ = ln.Close() }()
-	return ln.Addr().String()
+// freeAddr returns a loopback address that nobody uses, for programs that
+// cannot ask for port 0. It is below the ports that clients and port 0 get, so
+// that none of those takes it before the program does.
+func freeAddr() string {
+	for range 100 {
+		addr := fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(10000))
+		if ln, err := net.Listen("tcp4", addr); err == nil {
+			_ = ln.Close()
+			return addr
+		}
+	}
+	panic("no port is free")
 }

@@ -429,7 +429,7 @@ func closedStdout(t *testing.T, disableSignals bool) {
 	r, w, err := os.Pipe()
 	require.NoError(t, err)
 	s.cmd.Stderr = w
-	addr := freeAddr(t)
+	addr := freeAddr()
 	require.NoError(t, r.Close())
 	s.cmd.Stdout = w
 	s.cmd.Env = append(s.cmd.Env, envConfig+"="+fmt.Sprintf(

@@ -526,7 +526,7 @@ func TestOutputThatBlocks(t *testing.T) {
 	require.NoError(t, err)
 	defer func() { _ = r.Close() }()
 	s.cmd.Stderr = w
-	addr := freeAddr(t)
+	addr := freeAddr()
 	s.cmd.Env = append(s.cmd.Env, envConfig+"="+fmt.Sprintf(`{"enable_prefork":true,"Children":1,"Addr":%q}`, addr))
 	s.launch()
 	ask := func() string {
