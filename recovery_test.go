@@ -380,8 +380,13 @@ func runAs(t *testing.T, s *server, uid uint32) {
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 }
 
+// copyFile copies a program. No other test may start a process meanwhile: it
+// would hold the copy open for writing until its exec, and a file that
+// somebody writes to cannot be run ("text file busy").
 func copyFile(t *testing.T, from, to string) {
 	t.Helper()
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	in, err := os.Open(from)
 	require.NoError(t, err)
 	defer func() { _ = in.Close() }()
