@@ -114,7 +114,10 @@ func runProgram(name string) {
 	program(o)
 }
 
-var printing sync.Mutex
+var (
+	printing sync.Mutex
+	told     = make(chan struct{}) // that App.Shutdown has returned, for a main that waits for it
+)
 
 // tell reports an event in one write.
 func tell(name, format string, args ...any) {
@@ -162,6 +165,7 @@ func instrument(app *prefork.App, o *programOptions) {
 			go func() {
 				<-c
 				tell("shutdown", "%v", app.ShutdownWithTimeout(200*time.Millisecond))
+				close(told)
 			}()
 		case "raw":
 			c := make(chan os.Signal, 1)
@@ -350,6 +354,9 @@ func routes(app *fiber.App) {
 // finish tells how Listen ended and ends main as most programs do.
 func finish(o *programOptions, err error) {
 	tell("returned", "%v", err)
+	if o.At == "short" && !prefork.IsChild() {
+		<-told
+	}
 	time.Sleep(o.AfterListen)
 	var failure *prefork.ChildError
 	if errors.As(err, &failure) {
