@@ -6,6 +6,7 @@ package prefork_test
 // a namespace, a limit on a group's memory.
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -220,7 +221,7 @@ func init() {
 			go func() {
 				err := exec.Command("/bin/sh", "-c", "sleep 0.2; exit 5").Run()
 				var exit *exec.ExitError
-				if ok := asExit(err, &exit); ok {
+				if errors.As(err, &exit) {
 					tell("own", "%d", exit.ExitCode())
 				} else {
 					tell("own", "%v", err)

@@ -375,3 +375,12 @@ func freeAddr() string {
 	}
 	panic("no port is free")
 }
+
+// pidAt asks at addr who answers there: "" while nobody does.
+func pidAt(addr string) string {
+	body, err := fetch(newClient(), "http://"+addr+"/")
+	if err != nil {
+		return ""
+	}
+	return body
+}

@@ -392,8 +392,6 @@ func background(o *programOptions) {
 	tell("main", "shutdown %v", err)
 }
 
-func asExit(err error, exit **exec.ExitError) bool { return errors.As(err, exit) }
-
 // again serves one app several times, the first of which fails.
 func again(o *programOptions) {
 	if prefork.IsChild() {

@@ -441,13 +441,7 @@ func closedStdout(t *testing.T, disableSignals bool) {
 		`{"enable_prefork":true,"Children":2,"Addr":%q,"Banner":true,"disable_signals":%t,"Graceful":true}`, addr, disableSignals))
 	s.launch()
 	require.NoError(t, w.Close())
-	ask := func() string {
-		body, err := fetch(newClient(), "http://"+addr+"/")
-		if err != nil {
-			return ""
-		}
-		return body
-	}
+	ask := func() string { return pidAt(addr) }
 	eventually(t, func() bool { return ask() != "" }, "no answer")
 	pid, _ := strconv.Atoi(ask())
 	kill(t, pid, syscall.SIGKILL)

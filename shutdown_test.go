@@ -529,13 +529,7 @@ func TestOutputThatBlocks(t *testing.T) {
 	addr := freeAddr()
 	s.cmd.Env = append(s.cmd.Env, envConfig+"="+fmt.Sprintf(`{"enable_prefork":true,"Children":1,"Addr":%q}`, addr))
 	s.launch()
-	ask := func() string {
-		body, err := fetch(newClient(), "http://"+addr+"/")
-		if err != nil {
-			return ""
-		}
-		return body
-	}
+	ask := func() string { return pidAt(addr) }
 	eventually(t, func() bool { return ask() != "" }, "no answer")
 	// Fill it.
 	fd := int(w.Fd())
