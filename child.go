@@ -1,7 +1,8 @@
 package prefork
 
 // The child's side: what it inherits, how it serves it, what it tells the
-// master, and how it drains. Nothing here runs in a master.
+// master, and how it drains. What it accepts from is in accept.go. Nothing
+// here runs in a master.
 
 import (
 	"cmp"
@@ -24,6 +25,7 @@ import (
 
 	"github.com/fiber-prefork/prefork/internal/control"
 	"github.com/fiber-prefork/prefork/internal/socket"
+	"github.com/fiber-prefork/prefork/internal/systemd"
 )
 
 const (
@@ -37,12 +39,10 @@ const (
 )
 
 const (
-	// lameDuck is how long a draining child leaves connections open on which
-	// nothing is asked, so that a request that is on its way is answered and
-	// not met by a closed connection.
-	lameDuck = 500 * time.Millisecond
 	// drainPoll is how often a draining child looks whether all connections are gone.
 	drainPoll = 5 * time.Millisecond
+	// idlePoll is how often it looks how long they have not been used.
+	idlePoll = 100 * time.Millisecond
 	// acceptWarning is the least time between two warnings that accept fails.
 	acceptWarning = 10 * time.Second
 	// leaveGrace is how long main may take to end after Listen has returned
@@ -97,12 +97,31 @@ func IsChild() bool { return here.inherited != nil }
 // here is this process. What it inherited is found when it starts, before main
 // can run another program that would get a copy of it. A child's main repeats
 // what the master's did; app numbers and history are how it finds its place.
-var here = &thisProcess{inherited: inherit(), history: inheritHistory()}
+var here = newThisProcess()
 
 type thisProcess struct {
 	inherited *inheritance // nil in a master
 	apps      atomic.Int64 // made so far
+	masters   atomic.Int64 // that run
 	history   *history
+	kept      atomic.Pointer[handover] // of the program that was here before, until a server claims it
+	signals   chan os.Signal           // that came since; nil if there was none
+	sockets   *systemd.Sockets         // that the service manager has passed
+	program   string                   // path of the executable, as it is to be started again
+}
+
+func newThisProcess() *thisProcess {
+	t := &thisProcess{inherited: inherit(), history: inheritHistory()}
+	if t.inherited == nil {
+		t.sockets, t.program = systemd.Inherited(), programPath()
+		h := inheritState()
+		if h != nil {
+			t.history.Ended = h.Ended
+			t.signals = earlySignals(h.Signals)
+		}
+		t.kept.Store(h)
+	}
+	return t
 }
 
 // history is how the servers of a program ended. It passes from the master to
@@ -157,6 +176,13 @@ func (h *history) find(app int, key string) (over bool, err error) {
 		}
 	}
 	return false, nil
+}
+
+// all returns what is known.
+func (h *history) all() []ended {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.Ended)
 }
 
 // String is the value of envHistory.
@@ -222,19 +248,52 @@ func (in *inheritance) receive() {
 		m, err := in.control.Receive()
 		switch {
 		case err == nil && m.Kind == control.Drain:
-			in.drain <- order{askedByMaster, m.Within}
-			return
+			select {
+			case in.drain <- order{askedByMaster, m.Within}:
+			default: // asked before
+			}
+			continue
+		case err == nil && m.Kind == control.Cover:
+			in.cover(m)
+			continue
+		case err == nil && m.Kind == control.Uncover:
+			if ln := in.own(); ln != nil {
+				ln.uncover(m.Slot)
+			}
+			continue
 		case err == nil:
 			continue // of a kind for a later version's child
 		}
-		in.mu.Lock()
-		begun := in.ln != nil && in.ln.accepted.Load()
-		in.mu.Unlock()
-		if !begun {
+		if ln := in.own(); ln == nil || !ln.accepted.Load() {
 			os.Exit(1)
 		}
-		in.drain <- order{asker: "the death of the master"}
+		select {
+		case in.drain <- order{asker: "the death of the master"}:
+		default:
+		}
 		return
+	}
+}
+
+// own returns the listener that this child serves, nil before it does.
+func (in *inheritance) own() *inheritedListener {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.ln
+}
+
+// cover accepts from the listener that came with m.
+func (in *inheritance) cover(m control.Message) {
+	if m.File == nil {
+		return // this process is out of descriptors: others cover too
+	}
+	defer func() { _ = m.File.Close() }()
+	own := in.own()
+	if own == nil || own.ln == nil {
+		return
+	}
+	if ln, err := net.FileListener(m.File); err == nil {
+		own.cover(m.Slot, ln)
 	}
 }
 
@@ -289,149 +348,18 @@ type foreignAddr struct{ network, addr string }
 func (a foreignAddr) Network() string { return a.network }
 func (a foreignAddr) String() string  { return a.addr }
 
-// inheritedListener is the slot's listener in a child. Its first Accept makes
-// the child ready. Once it drains, Accept gives what the queue still holds
-// and then net.ErrClosed.
-type inheritedListener struct {
-	key     string
-	addr    net.Addr
-	ln      net.Listener // nil if not mine, or with err
-	err     error
-	mine    bool // this child was started for it
-	log     logger
-	control *control.Conn
-
-	warned   time.Time   // of the last warning; only Accept touches it
-	accepted atomic.Bool // Accept has been called: the child is ready
-	draining atomic.Bool
-	closing  sync.Once
-	done     chan struct{} // closed by Close
-}
-
-// Addr returns the address that the master has bound.
-func (l *inheritedListener) Addr() net.Addr { return l.addr }
-
-// Accept waits for the next connection.
-func (l *inheritedListener) Accept() (net.Conn, error) {
-	if l.err != nil {
-		return nil, l.err
-	}
-	if l.ln == nil {
-		<-l.done
-		return nil, l.closed()
-	}
-	for pause := time.Duration(0); ; {
-		if l.draining.Load() {
-			if l.accepted.Load() {
-				conn, err := socket.AcceptNow(l.ln)
-				if err == nil && conn != nil {
-					return conn, nil
-				}
-				if mayPass(err) {
-					time.Sleep(drainPoll)
-					continue
-				}
-			}
-			_ = l.close()
-			return nil, l.closed()
-		}
-		if !l.accepted.Swap(true) {
-			_ = l.control.Send(control.Message{Kind: control.Ready})
-		}
-		conn, err := l.ln.Accept()
-		switch {
-		case err == nil:
-			return conn, nil
-		case errors.Is(err, net.ErrClosed):
-			return nil, l.closed()
-		case l.draining.Load():
-			continue
-		case !mayPass(err):
-			return nil, err
-		}
-		// fasthttp would stop serving. The connection waits in the queue.
-		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-		if now := time.Now(); now.Sub(l.warned) >= acceptWarning {
-			l.warned = now
-			l.log.errorf("accept on %v: %v; connections wait", l.addr, err)
-		}
-		select {
-		case <-l.done:
-		case <-time.After(pause):
-		}
-	}
-}
-
-func (l *inheritedListener) closed() error {
-	return &net.OpError{Op: "accept", Net: l.addr.Network(), Addr: l.addr, Err: net.ErrClosed}
-}
-
-// startDrain makes a waiting Accept go on with what the queue holds.
-func (l *inheritedListener) startDrain() {
-	l.draining.Store(true)
-	if d, ok := l.ln.(interface{ SetDeadline(time.Time) error }); ok {
-		_ = d.SetDeadline(time.Now())
-	}
-}
-
-// exhausted says whether a drain has accepted all that was queued, or never will.
-func (l *inheritedListener) exhausted() bool {
-	if !l.accepted.Load() {
-		return true
-	}
-	select {
-	case <-l.done:
-		return true
-	default:
-		return false
-	}
-}
-
-// Close closes this child's copy. What the queue holds stays there if the
-// master or another child has a copy too. In a drain Accept closes it, when
-// the queue is empty.
-func (l *inheritedListener) Close() error {
-	if l.draining.Load() && !l.exhausted() {
-		return nil
-	}
-	return l.close()
-}
-
-func (l *inheritedListener) close() error {
-	var err error
-	l.closing.Do(func() {
-		close(l.done)
-		if l.ln != nil {
-			err = l.ln.Close()
-		}
-	})
-	return err
-}
-
-// mayPass says whether an accept that failed may succeed later: the process or
-// the system is out of something, or the error is the connection's.
-func mayPass(err error) bool {
-	for _, errno := range []error{
-		syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOBUFS, syscall.EPERM,
-		syscall.EPROTO, syscall.ENETDOWN, syscall.ENETUNREACH, syscall.EHOSTDOWN, syscall.EHOSTUNREACH,
-	} {
-		if errors.Is(err, errno) {
-			return true
-		}
-	}
-	return false
-}
-
 // child is an app that is served in a child.
 type child struct {
-	app       *App
-	cfg       ListenConfig
-	in        *inheritance
-	ln        *inheritedListener
-	end       *ending
-	draining  atomic.Bool
-	answering atomic.Int64 // requests that are in a handler
-	silent    silentConns
+	app      *App
+	cfg      ListenConfig
+	in       *inheritance
+	ln       *inheritedListener
+	end      *ending
+	draining atomic.Bool
+	asked    atomic.Uint64 // requests that have come to a handler
+	answered atomic.Uint64 // and left it
+	conns    connections
+	cut      atomic.Bool // hijacked connections were left at the deadline
 }
 
 // serveChildListener is Listener in a child: p are the parts of ln.
@@ -492,7 +420,7 @@ func (a *App) serve(cfg ListenConfig, ln *inheritedListener, outer net.Listener)
 	if err := in.take(); err != nil {
 		return err
 	}
-	ln.log = logger{custom: cfg.PreforkLogger, queue: newCalls()}
+	ln.log, ln.interval = logger{custom: cfg.PreforkLogger, queue: newCalls()}, cfg.ReportInterval
 	c := &child{app: a, cfg: cfg, in: in, ln: ln, end: newEnding()}
 	a.setServer(c)
 
@@ -512,12 +440,13 @@ func (a *App) serve(cfg ListenConfig, ln *inheritedListener, outer net.Listener)
 	}
 	server := a.App.Server()
 	server.Handler = c.lastAnswer(server.Handler)
-	server.ConnState = c.silent.watch(server.ConnState)
+	server.ConnState = c.conns.watch(server.ConnState)
 	if !cfg.DisableSignals {
 		// Until the process ends: a signal that comes twice changes nothing.
-		watchSignals(func(sig os.Signal) { c.drain(childDeadline(cfg.ShutdownTimeout), sig.String()) })
+		watchSignals(c.signalled)
 	}
 	go c.watch()
+	go c.report()
 
 	err := server.Serve(outer)
 	a.App.Hooks().OnPostShutdown() // waits for all handlers: see master.finish
@@ -539,6 +468,33 @@ func (c *child) watch() {
 	}
 }
 
+// signalled does what sig says: one that asks to end drains this child, one
+// that asks a master to change something has it replaced.
+func (c *child) signalled(sig os.Signal) {
+	if asksToEnd(sig) {
+		c.drain(childDeadline(c.cfg.ShutdownTimeout), sig.String())
+		return
+	}
+	_ = c.in.control.Send(control.Message{Kind: control.Replace, Text: sig.String()})
+}
+
+// report tells the master that this process lives, and what it has done.
+func (c *child) report() {
+	tick := time.NewTicker(c.cfg.ReportInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			// A master that does not read is stopped, or is dead, which is seen elsewhere.
+			_ = c.in.control.Send(control.Message{
+				Kind: control.Report, Conns: uint32(c.conns.open()), Requests: c.answered.Load(),
+			})
+		case <-c.in.ended.c:
+			return
+		}
+	}
+}
+
 // drain ends the child on behalf of asker.
 func (c *child) drain(within time.Duration, asker string) {
 	ctx, cancel := context.WithTimeout(context.Background(), within)
@@ -556,6 +512,9 @@ func (c *child) shutdownFor(ctx context.Context, asker string) error {
 			_ = c.in.control.Send(control.Message{Kind: control.Status, Text: "draining: " + asker})
 		}
 		err := c.app.App.ShutdownWithContext(c.end.context(c.cfg.ShutdownTimeout))
+		if err == nil && c.cut.Load() {
+			err = context.DeadlineExceeded
+		}
 		if err != nil {
 			_ = c.in.control.Send(control.Message{Kind: control.Overdue})
 		}
@@ -564,20 +523,31 @@ func (c *child) shutdownFor(ctx context.Context, asker string) error {
 }
 
 // lameDuck is the OnPreShutdown handler behind those that were registered
-// before Listen: it stops accepting and lets
-// open connections have their last answer before Fiber closes those that are
-// idle. As long as requests are answered, a wrapper with a limit has time to
-// accept what is queued.
+// before Listen. It stops accepting, and leaves connections open on which
+// nothing is asked, so that a request that is on its way is answered, with
+// the word that it is the last, and not met by a closed connection. Fiber
+// closes those that are idle when it returns, and waits for the others.
 func (c *child) lameDuck() error {
 	ctx := c.end.context(c.cfg.ShutdownTimeout)
 	c.draining.Store(true)
 	c.ln.startDrain()
-	defer c.silent.close()
+	defer c.conns.closeSilent()
 	tick := time.NewTicker(drainPoll)
 	defer tick.Stop()
-	for since := time.Now(); c.openConnections() > 0 && time.Since(since) < lameDuck; {
-		if c.answering.Load() > 0 && !c.ln.exhausted() {
-			since = time.Now()
+	since, look := time.Now(), time.Time{}
+	for c.openConnections() > 0 {
+		now := time.Now()
+		if !c.ln.exhausted() && c.asked.Load() != c.answered.Load() {
+			since = now // a wrapper with a limit accepts when these are answered
+		}
+		if now.Sub(since) >= c.cfg.DrainIdle {
+			break
+		}
+		if c.ln.exhausted() && now.Sub(look) >= idlePoll {
+			look = now
+			if c.conns.unused() >= c.cfg.DrainIdle {
+				break
+			}
 		}
 		select {
 		case <-tick.C:
@@ -585,7 +555,29 @@ func (c *child) lameDuck() error {
 			return nil
 		}
 	}
+	c.waitForHijacked(ctx)
 	return nil
+}
+
+// waitForHijacked gives WebSockets and others that have taken a connection
+// over until ctx's end.
+func (c *child) waitForHijacked(ctx context.Context) {
+	if c.conns.hijackedOpen() == 0 {
+		return
+	}
+	c.conns.closeSilent()
+	// Idle connections have had their time.
+	go func() { _ = c.app.App.Server().ShutdownWithContext(ctx) }()
+	tick := time.NewTicker(drainPoll)
+	defer tick.Stop()
+	for c.conns.hijackedOpen() > 0 {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			c.cut.Store(true)
+			return
+		}
+	}
 }
 
 // openConnections counts the accept loop as one.
@@ -594,13 +586,13 @@ func (c *child) openConnections() int32 {
 	return c.app.App.Server().GetOpenConnectionsCount() + 1
 }
 
-// lastAnswer makes the answers of a draining child say that they are the last
-// on their connection.
+// lastAnswer counts requests, and makes the answers of a draining child say
+// that they are the last on their connection.
 func (c *child) lastAnswer(answer fasthttp.RequestHandler) fasthttp.RequestHandler {
 	return func(ctx *fasthttp.RequestCtx) {
-		c.answering.Add(1)
+		c.asked.Add(1)
 		answer(ctx)
-		c.answering.Add(-1)
+		c.answered.Add(1)
 		if !c.draining.Load() {
 			return
 		}
@@ -609,44 +601,6 @@ func (c *child) lastAnswer(answer fasthttp.RequestHandler) fasthttp.RequestHandl
 		} else if !ctx.Hijacked() {
 			ctx.Response.Header.SetConnectionClose()
 		}
-	}
-}
-
-// silentConns are the connections on which nothing was ever asked, such as a
-// browser opens ahead of its requests. fasthttp counts them as busy for 5 s.
-type silentConns struct {
-	n     atomic.Int64 // of conns: most requests have nothing to look for
-	mu    sync.Mutex
-	conns map[net.Conn]struct{}
-}
-
-// watch returns a fasthttp ConnState function that calls next, if there is one.
-func (s *silentConns) watch(next func(net.Conn, fasthttp.ConnState)) func(net.Conn, fasthttp.ConnState) {
-	s.conns = make(map[net.Conn]struct{})
-	return func(conn net.Conn, state fasthttp.ConnState) {
-		if next != nil {
-			next(conn, state)
-		}
-		if state != fasthttp.StateNew && s.n.Load() == 0 {
-			return
-		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if state == fasthttp.StateNew {
-			s.conns[conn] = struct{}{}
-		} else {
-			delete(s.conns, conn)
-		}
-		s.n.Store(int64(len(s.conns)))
-	}
-}
-
-// close closes them.
-func (s *silentConns) close() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for conn := range s.conns {
-		_ = conn.Close()
 	}
 }
 

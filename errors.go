@@ -6,6 +6,7 @@ package prefork
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 var (
@@ -34,6 +35,21 @@ var (
 	// ErrAlreadyRunning is returned by Listen and Listener while the same App
 	// is being served.
 	ErrAlreadyRunning = errors.New("app is already running")
+
+	// ErrReload is returned by App.Reload and App.Upgrade when they did not
+	// come to their end. It wraps the reason, such as a [*ChildError] with
+	// ErrChildStart when a new child did not become ready.
+	ErrReload = errors.New("reload failed")
+
+	// ErrUpgrade is returned by App.Upgrade when the children were reloaded
+	// and the master could not be replaced, or when this server cannot be
+	// upgraded at all. It wraps the reason.
+	ErrUpgrade = errors.New("upgrade failed")
+
+	// ErrNotRunning is returned by App.Reload, App.Upgrade and App.Scale when
+	// the app is not the master of a server that runs: in a child, before
+	// every child is ready for the first time, and once a shutdown has begun.
+	ErrNotRunning = errors.New("no prefork master is running")
 
 	// ErrPlatformUnsupported is returned when EnablePrefork is set on a
 	// platform where processes cannot share a listener: Windows.
@@ -73,4 +89,9 @@ func (e *ChildError) Unwrap() []error {
 // invalid reports a field that cannot be used.
 func invalid(field string, value any, why string) error {
 	return fmt.Errorf("prefork: %w: %s = %v: %s", ErrInvalidConfig, field, value, why)
+}
+
+// oneLine is err as a log line has it.
+func oneLine(err error) string {
+	return strings.ReplaceAll(strings.TrimPrefix(err.Error(), "prefork: "), "\n", "; ")
 }

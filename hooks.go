@@ -25,6 +25,9 @@ type (
 	// OnChildRecoverHandler gets the process ids of a child that died and of
 	// the one that has taken its place and is ready.
 	OnChildRecoverHandler = func(oldPID, newPID int) error
+	// OnChildHangHandler gets a child that has reported nothing for
+	// ListenConfig.HangTimeout.
+	OnChildHangHandler = func(Child) error
 )
 
 // ChildExit says how a child ended.
@@ -58,6 +61,7 @@ type Hooks struct {
 	onReady   []OnChildReadyHandler
 	onExit    []OnChildExitHandler
 	onRecover []OnChildRecoverHandler
+	onHang    []OnChildHangHandler
 }
 
 // OnListen registers handlers that run once, in the master, after every child
@@ -106,6 +110,14 @@ func (h *Hooks) OnChildRecover(handlers ...OnChildRecoverHandler) {
 	h.onRecover = append(h.onRecover, handlers...)
 }
 
+// OnChildHang registers handlers that run in the master for each child that is
+// ended because it has reported nothing for ListenConfig.HangTimeout.
+func (h *Hooks) OnChildHang(handlers ...OnChildHangHandler) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.onHang = append(h.onHang, handlers...)
+}
+
 func (h *Hooks) log() logger {
 	if m := h.app.master(); m != nil {
 		return m.log
@@ -125,6 +137,13 @@ func (h *Hooks) ready(c Child) {
 	handlers := slices.Clone(h.onReady)
 	h.mu.Unlock()
 	runHandlers(h.log(), "OnChildReady", handlers, c)
+}
+
+func (h *Hooks) hung(c Child) {
+	h.mu.Lock()
+	handlers := slices.Clone(h.onHang)
+	h.mu.Unlock()
+	runHandlers(h.log(), "OnChildHang", handlers, c)
 }
 
 func (h *Hooks) exited(e ChildExit) {
@@ -191,7 +210,7 @@ func (a *App) describe(data *fiber.ListenData) {
 		return
 	}
 	data.Prefork = true
-	data.ProcessCount = len(m.slots)
+	data.ProcessCount = len(a.Children())
 	data.ChildPIDs = nil
 	for _, c := range a.Children() {
 		if c.PID != 0 {

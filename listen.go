@@ -216,11 +216,83 @@ type ListenConfig struct {
 	// Default: ListenerModeAuto
 	ListenerMode ListenerMode `json:"listener_mode"`
 
-	// DisableSignals leaves SIGINT, SIGTERM and SIGHUP to the application, in
-	// the master and in the children.
+	// DisableSignals leaves all signals to the application, in the master and
+	// in the children: see docs/signals.md for what they do else.
 	//
 	// Default: false
 	DisableSignals bool `json:"disable_signals"`
+
+	// DrainIdle is how long a draining child leaves a connection open that is
+	// not used, so that a client's next request on it is answered, with
+	// "Connection: close", and does not meet a connection that was just
+	// closed. It is counted from the last use of the connection (where the
+	// system does not tell: from the beginning of the drain), and ends with
+	// ShutdownTimeout. Negative means that idle connections are closed at once.
+	//
+	// Default: 5 * time.Second
+	DrainIdle time.Duration `json:"drain_idle"`
+
+	// ReportInterval is how often each child tells the master that it lives.
+	// One that is three reports late is covered: other children accept its
+	// connections too, until it reports again. At least 10 ms.
+	//
+	// Default: 250 * time.Millisecond
+	ReportInterval time.Duration `json:"report_interval"`
+
+	// HangTimeout is how long a child may report nothing before it is ended,
+	// with SIGABRT, so that Go prints its goroutines, then with SIGKILL, and
+	// replaced as one that died. More than three times ReportInterval; negative
+	// means never.
+	//
+	// Default: 30 * time.Second
+	HangTimeout time.Duration `json:"hang_timeout"`
+
+	// ReloadParallel is how many slots a reload works on at a time.
+	//
+	// Default: 1
+	ReloadParallel int `json:"reload_parallel"`
+
+	// ReloadRollback makes a reload that fails put children of the version
+	// before back into the slots that had got a new one.
+	//
+	// Default: false
+	ReloadRollback bool `json:"reload_rollback"`
+
+	// ChildCredential is whose rights the children have. The master binds,
+	// and needs root; the children get no supplementary groups.
+	//
+	// Default: the master's
+	ChildCredential Credential `json:"child_credential"`
+
+	// ChildMaxRequests is how many requests a child answers before it is
+	// recycled: replaced by a new one, which is ready before the old one
+	// drains. One child after another is, never two at once, and to spread
+	// them each does it up to a tenth early. The count comes with the child's
+	// reports, so that it may answer some more. 0 means no limit.
+	//
+	// Default: 0
+	ChildMaxRequests int `json:"child_max_requests"`
+
+	// ChildMaxLifetime is how long a child serves before it is recycled, see
+	// ChildMaxRequests. 0 means no limit.
+	//
+	// Default: 0
+	ChildMaxLifetime time.Duration `json:"child_max_lifetime"`
+
+	// ChildMaxRSS is how much resident memory, in bytes, a child may have
+	// before it is recycled, see ChildMaxRequests. It is looked at once a
+	// second, on Linux only. 0 means no limit.
+	//
+	// Default: 0
+	ChildMaxRSS int64 `json:"child_max_rss"`
+}
+
+// Credential is a user and a group, each by name or by number.
+type Credential struct {
+	// User is whom the process belongs to; "" for the same as the master.
+	User string `json:"user"`
+	// Group is its only group; "" for the user's own.
+	Group string `json:"group"`
 }
 
 // fiber returns the fields that Fiber has.
@@ -288,13 +360,31 @@ func (cfg ListenConfig) withDefaults() (ListenConfig, error) {
 	if cfg.ChildStartTimeout == 0 {
 		cfg.ChildStartTimeout = time.Minute
 	}
+	if cfg.DrainIdle == 0 {
+		cfg.DrainIdle = 5 * time.Second
+	}
+	if cfg.ReportInterval == 0 {
+		cfg.ReportInterval = 250 * time.Millisecond
+	}
+	if cfg.HangTimeout == 0 {
+		cfg.HangTimeout = max(30*time.Second, 4*cfg.ReportInterval)
+	}
+	if cfg.ReloadParallel == 0 {
+		cfg.ReloadParallel = 1
+	}
 	err := cfg.validate()
 	return cfg, err
 }
 
+const (
+	maxChildren = 1024 // far above any machine's cores: a typo, not a wish
+
+	minReportInterval = 10 * time.Millisecond
+	lateReports       = 3 // that are missing make a child a silent one
+)
+
 // validate checks a config that has its defaults.
 func (cfg *ListenConfig) validate() error {
-	const maxChildren = 1024 // far above any machine's cores: a typo, not a wish
 	switch cfg.ListenerNetwork {
 	case fiber.NetworkTCP, fiber.NetworkTCP4, fiber.NetworkTCP6, fiber.NetworkUnix:
 	default:
@@ -319,8 +409,26 @@ func (cfg *ListenConfig) validate() error {
 		return invalid("ListenerMode", cfg.ListenerMode, "contradicts DisableReuseportFallback")
 	case cfg.ListenerMode == ListenerModeReuseport && cfg.ListenerNetwork == fiber.NetworkUnix:
 		return invalid("ListenerMode", cfg.ListenerMode, "unix sockets are always shared")
+	case cfg.ReportInterval < minReportInterval || cfg.ReportInterval > time.Hour:
+		return invalid("ReportInterval", cfg.ReportInterval, fmt.Sprintf("want %v to 1h", minReportInterval))
+	case cfg.HangTimeout >= 0 && cfg.HangTimeout <= lateReports*cfg.ReportInterval:
+		return invalid("HangTimeout", cfg.HangTimeout, fmt.Sprintf("must be more than %d times ReportInterval (%v), or negative", lateReports, cfg.ReportInterval))
+	case cfg.ReloadParallel < 0:
+		return invalid("ReloadParallel", cfg.ReloadParallel, "must not be negative")
+	case cfg.ChildMaxRequests < 0:
+		return invalid("ChildMaxRequests", cfg.ChildMaxRequests, "must not be negative")
+	case cfg.ChildMaxLifetime < 0:
+		return invalid("ChildMaxLifetime", cfg.ChildMaxLifetime, "must not be negative")
+	case cfg.ChildMaxRSS < 0:
+		return invalid("ChildMaxRSS", cfg.ChildMaxRSS, "must not be negative")
+	case cfg.ChildMaxRSS > 0 && runtime.GOOS != "linux":
+		return invalid("ChildMaxRSS", cfg.ChildMaxRSS, "resident memory is known on Linux only")
 	}
-	return nil
+	if here.inherited != nil {
+		return nil // who is not root any more need not know of whom there are
+	}
+	_, err := lookUp(cfg.ChildCredential)
+	return err
 }
 
 func (cfg *ListenConfig) log() logger { return logger{custom: cfg.PreforkLogger} }
@@ -382,7 +490,8 @@ func (cfg *ListenConfig) tlsConfig(app *fiber.App) (*tls.Config, error) {
 }
 
 // Listen serves HTTP on addr, as fiber.App.Listen does. With EnablePrefork it
-// binds addr in the master, starts the children and supervises them; in a
+// binds addr in the master, or takes the socket that systemd has passed for
+// it, starts the children and supervises them; in a
 // child it serves what the master has bound. It returns when the server has
 // ended and every request that was accepted is answered or, at the drain
 // deadline, cut off: nil if it was asked to end (Shutdown says whether in
@@ -413,9 +522,32 @@ func (a *App) Listen(addr string, config ...ListenConfig) error {
 	if runtime.GOOS == "windows" {
 		return fmt.Errorf("prefork: %w: %s: leave EnablePrefork off", ErrPlatformUnsupported, runtime.GOOS)
 	}
+	if over, err := here.endedBefore(a.index, key); over {
+		return err
+	}
 	return a.serveMaster(cfg, tlsConfig, key, func() (*socket.Socket, error) {
-		return socket.Listen(cfg.ListenerNetwork, addr, cfg.UnixSocketFileMode)
+		return bindOrTake(cfg.ListenerNetwork, addr, cfg.UnixSocketFileMode)
 	})
+}
+
+// bindOrTake returns the socket that the service manager has passed for addr,
+// or else binds one.
+func bindOrTake(network, addr string, mode os.FileMode) (*socket.Socket, error) {
+	ln, err := here.sockets.Listener(network, addr)
+	if err != nil {
+		return nil, err
+	}
+	if ln == nil {
+		return socket.Listen(network, addr, mode)
+	}
+	if u, ok := ln.(*net.UnixListener); ok {
+		u.SetUnlinkOnClose(false)
+	}
+	s, err := socket.Take(ln)
+	if err != nil {
+		_ = ln.Close()
+	}
+	return s, err
 }
 
 // Listener serves HTTP on ln, as fiber.App.Listener does. With EnablePrefork
@@ -506,8 +638,9 @@ func (a *App) serveAlone(ln net.Listener, cfg ListenConfig, why string) error {
 
 // NewListener opens a listener for App.Listener in a way that is right in both
 // kinds of process: in the master it binds network ("tcp", "tcp4", "tcp6" or
-// "unix") and addr, in a child it returns what the master has bound. Wrap it
-// as you like. Served without prefork it is an ordinary listener.
+// "unix") and addr, or takes the socket that systemd has passed for it; in a
+// child it returns what the master has bound. Wrap it as you like. Served
+// without prefork it is an ordinary listener.
 //
 //	ln, err := prefork.NewListener("tcp", ":3000")
 //	…
@@ -527,7 +660,10 @@ func NewListener(network, addr string) (net.Listener, error) {
 	if runtime.GOOS == "windows" {
 		return net.Listen(network, addr)
 	}
-	s, err := socket.Listen(network, addr, 0)
+	if s := here.keptSocket(key); s != nil {
+		return &boundListener{socket: s, addr: s.Addr(), key: key, kept: true}, nil
+	}
+	s, err := bindOrTake(network, addr, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -545,6 +681,7 @@ func listenerKey(network, addr string) string {
 type boundListener struct {
 	addr net.Addr
 	key  string
+	kept bool // it is of the server that the program before has left, and stays that's
 
 	mu     sync.Mutex
 	socket *socket.Socket // nil once taken
@@ -590,7 +727,7 @@ func (b *boundListener) Addr() net.Addr { return b.addr }
 func (b *boundListener) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.closed || b.socket == nil {
+	if b.closed || b.socket == nil || b.kept {
 		return nil
 	}
 	b.closed = true

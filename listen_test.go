@@ -71,6 +71,7 @@ func TestDefaults(t *testing.T) {
 	assert.Equal(t, ListenConfig{
 		ListenerNetwork: "tcp4", UnixSocketFileMode: 0o770, TLSMinVersion: tls.VersionTLS12, ShutdownTimeout: 10 * time.Second,
 		RecoveryWindow: time.Minute, Children: runtime.GOMAXPROCS(0), ChildProcs: 1, ChildStartTimeout: time.Minute,
+		DrainIdle: 5 * time.Second, ReportInterval: 250 * time.Millisecond, HangTimeout: 30 * time.Second, ReloadParallel: 1,
 	}, cfg)
 
 	cfg, err = ListenConfig{
@@ -108,6 +109,17 @@ func TestInvalidConfig(t *testing.T) {
 		{ListenConfig{ListenerMode: 9}, "ListenerMode = 9"},
 		{ListenConfig{ListenerMode: ListenerModeShared, DisableReuseportFallback: true}, "ListenerMode = shared"},
 		{ListenConfig{ListenerMode: ListenerModeReuseport, ListenerNetwork: "unix"}, "ListenerMode = reuseport"},
+		{ListenConfig{ReportInterval: -1}, "ReportInterval = -1ns"},
+		{ListenConfig{ReportInterval: time.Millisecond}, "ReportInterval = 1ms"},
+		{ListenConfig{HangTimeout: 750 * time.Millisecond}, "HangTimeout = 750ms"},
+		{ListenConfig{ReloadParallel: -1}, "ReloadParallel = -1"},
+		{ListenConfig{ChildMaxRequests: -1}, "ChildMaxRequests = -1"},
+		{ListenConfig{ChildMaxLifetime: -1}, "ChildMaxLifetime = -1ns"},
+		{ListenConfig{ChildMaxRSS: -1}, "ChildMaxRSS = -1"},
+		{ListenConfig{ChildCredential: Credential{User: "nobody-of-that-name"}}, `ChildCredential.User = "nobody-of-that-name"`},
+		{ListenConfig{ChildCredential: Credential{User: "4000000001"}}, `ChildCredential.User = "4000000001"`},
+		{ListenConfig{ChildCredential: Credential{User: "x y", Group: "1"}}, `ChildCredential.User = "x y"`},
+		{ListenConfig{ChildCredential: Credential{Group: "no-group-of-that-name"}}, `ChildCredential.Group = "no-group-of-that-name"`},
 		{ListenConfig{CertFile: "cert.pem"}, `CertKeyFile = ""`},
 		{ListenConfig{CertKeyFile: "key.pem"}, `CertFile = ""`},
 		{ListenConfig{CertClientFile: "ca.pem"}, `CertClientFile = "ca.pem"`},

@@ -85,6 +85,9 @@ type server struct {
 	cmd  *exec.Cmd
 	addr string // that OnListen told, "host:port"
 
+	in         *os.File // its standard input, for operate
+	operations int      // that were asked for
+
 	mu    sync.Mutex
 	lines []string
 	grown chan struct{} // closed and renewed when a line comes
@@ -96,7 +99,11 @@ type server struct {
 // way. Its output is read once launch has started it.
 func prepare(t testing.TB, program string, opts options) *server {
 	t.Helper()
-	config, err := json.Marshal(opts)
+	all := options{"drain_idle": 200 * time.Millisecond} // many tests leave a connection open
+	for name, value := range opts {
+		all[name] = value
+	}
+	config, err := json.Marshal(all)
 	require.NoError(t, err)
 	s := &server{t: t, id: fmt.Sprintf("%s-%d", t.Name(), time.Now().UnixNano()), grown: make(chan struct{}), ended: make(chan struct{})}
 	exe, err := os.Executable()
@@ -117,7 +124,11 @@ func (s *server) launch() *server {
 	if s.cmd.Stderr == nil {
 		s.cmd.Stderr = w
 	}
+	in, feed, err := os.Pipe()
+	require.NoError(s.t, err)
+	s.cmd.Stdin, s.in = in, feed
 	require.NoError(s.t, s.cmd.Start())
+	require.NoError(s.t, in.Close())
 	require.NoError(s.t, w.Close())
 	go s.read(r)
 	s.wait = sync.OnceValue(s.cmd.Wait)
@@ -130,6 +141,7 @@ func (s *server) launch() *server {
 		}
 		_ = s.cmd.Process.Kill()
 		_ = s.wait()
+		_ = feed.Close()
 	})
 	return s
 }

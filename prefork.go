@@ -10,8 +10,10 @@ package prefork
 
 // The life of a server in the master, top to bottom: bind → spawn → ready →
 // supervise → drain. How a server is asked for is in listen.go, what a child
-// does in child.go, when a child is replaced in recovery.go, and what depends
-// on the system in prefork_unix.go and internal/socket.
+// does in child.go, when a child that died is replaced in recovery.go, who
+// accepts for a slot without a child in cover.go, what an operator changes in
+// reload.go and upgrade.go, and what depends on the system in prefork_unix.go
+// and internal/socket.
 
 import (
 	"cmp"
@@ -22,7 +24,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -144,6 +145,9 @@ const (
 	ChildStarting ChildState = "starting"
 	// ChildReady is a child that accepts connections.
 	ChildReady ChildState = "ready"
+	// ChildSilent is a child that was ready and is three reports late: it may
+	// be stopped, starved or hung. Others accept its connections too.
+	ChildSilent ChildState = "silent"
 	// ChildDraining is a child that finishes what it has accepted.
 	ChildDraining ChildState = "draining"
 	// ChildDown is a slot without a process: it waits for its recovery.
@@ -175,37 +179,70 @@ type slot struct {
 	socket    *socket.Socket
 	policy    recovery
 	process   *process   // that fills the slot; nil when down
-	leaving   []*process // that drain by themselves while the slot is filled again
-	readyAt   time.Time  // zero until the child is ready
-	deadline  time.Time  // of the child's start; zero when none
+	next      *process   // that starts, to take its place: see reload.go
+	leaving   []*process // that drain while the slot is filled by another, or removed
 	respawnAt time.Time  // zero unless the slot waits for its recovery
 	lastPID   int        // of the child that died, until its replacement is ready
-	exit      *ChildExit // of a child whose loss is not judged yet
+	lost      *process   // that has ended, or leaves by itself, and is not judged yet
+	exit      *ChildExit // how it did
 	judgeAt   time.Time  // when it is
+	recycleAt time.Time  // a recycling that failed is not tried again before
+	removed   bool       // by Scale: it gets no new child, and goes when its queue is empty
+	closing   bool       // it is removed, and nobody is to cover it any more
+	closeAt   time.Time  // not before: handshakes that have begun may still bring a connection
 }
 
 // process is a child's process as the master holds it.
 type process struct {
-	slot      *slot
-	pid       int
-	startedAt time.Time
-	control   *control.Conn
-	signal    func(os.Signal)
-	asked     bool // to go
+	slot       *slot
+	pid        int
+	generation int
+	startedAt  time.Time
+	control    *control.Conn
+	signal     func(os.Signal)
+	read       chan struct{} // closed when nothing is received any more
+
+	// The supervise goroutine's.
+	asked    bool          // to go
+	readyAt  time.Time     // zero until it is
+	deadline time.Time     // of its start or its drain; zero when none
+	failure  string        // why it is killed
+	interval time.Duration // of its reports; 0 when it sends none
+	suspect  time.Time     // when it is looked at again, because it is late
+	silent   bool          // it is late
+	abortAt  time.Time     // when it was asked to abort; zero if it was not
+	covers   []*slot       // whose listeners it has been given
+	replace  string        // why it is to be recycled, "" if it is not
+	limits   limits        // on its life
+
+	// Written by the goroutine that receives, see received.
+	reported atomic.Int64 // time of its last report, since startedAt
+	conns    atomic.Uint32
+	requests atomic.Uint64
+	wanted   atomic.Bool // the next report is an event
+	hold     hold        // ends receiving for another program: see upgrade.go
 }
+
+// signalWatch is the watching of signals: its end, and its beginning anew
+// after it was undone.
+type signalWatch struct{ stop, again func() }
 
 // master is one server in the master, from Listen to the end of its drain.
 type master struct {
-	app    *App
-	cfg    ListenConfig // its ListenerMode is never auto once the slots are bound
-	log    logger
-	env    childEnv // of every child, but for the slot
-	slots  []*slot
-	parked *parked
-	end    *ending
-	calls  *calls // runs hooks in order, never on the supervise goroutine
+	app     *App
+	cfg     ListenConfig // its ListenerMode is never auto once the slots are bound
+	log     logger
+	env     childEnv // of every child, but for the slot
+	slots   []*slot
+	parked  *parked
+	end     *ending
+	signals signalWatch
+	calls   *calls   // runs hooks in order, never on the supervise goroutine
+	notify  notifier // tells the service manager, in order too
 
-	fiberFork []fiber.OnForkHandler // that were registered with Fiber itself
+	credential *credential
+	kept       *handover             // what the program before this one has left, nil if there was none
+	fiberFork  []fiber.OnForkHandler // that were registered with Fiber itself
 
 	events    chan event
 	stopping  latch      // a shutdown has begun: nothing is started any more
@@ -216,19 +253,29 @@ type master struct {
 	published atomic.Pointer[[]Child]
 
 	// Only the supervise goroutine touches these until drained.
-	starting bool
-	draining bool
-	deadline <-chan struct{} // of the drain
-	drainErr error
-	cause    error // why the server ended by itself, nil if it was asked to
+	size       int            // of slots that are not removed: the first ones
+	awake      time.Time      // since when the master was not stopped
+	spread     []int          // the slots that get new connections; nil = all, by hash
+	noSpread   bool           // that cannot be chosen
+	generation int            // of the latest reload that came to its end
+	newest     int            // of the latest that began
+	images     map[int]*image // of generations; that of this process for others
+	reload     *reload        // that runs
+	queued     *reload        // that comes next
+	starting   bool
+	draining   bool
+	deadline   <-chan struct{} // of the drain
+	drainErr   error
+	cause      error // why the server ended by itself, nil if it was asked to
 }
 
-// event is something that happened to a child. Exactly one of message and
-// exit is there.
+// event is something that happened to a child, or that somebody asks for.
+// Exactly one of message, exit and ask is there.
 type event struct {
 	process *process
 	message *control.Message
 	exit    *ChildExit
+	ask     *ask
 }
 
 // errStopped is the outcome of a start that a shutdown has overtaken.
@@ -257,11 +304,18 @@ func (a *App) serveMaster(cfg ListenConfig, tlsConfig *tls.Config, key string, b
 		end: newEnding(), calls: newCalls(), starting: true,
 		env:    childEnv{master: os.Getpid(), app: a.index, tls: tlsConfig != nil, key: key},
 		events: make(chan event, 64), started: make(chan error, 1),
+		images: make(map[int]*image), awake: time.Now(),
 		stopping: newLatch(), drainAsk: newLatch(), killAsk: newLatch(), drained: newLatch(),
 	}
 	if err := m.register(); err != nil {
 		return err
 	}
+	defer here.masters.Add(-1)
+	if m.credential, err = lookUp(cfg.ChildCredential); err != nil {
+		return err
+	}
+	m.notify = newNotifier(m.log)
+	m.kept = here.claim(key)
 	defer func() { here.history.add(a.index, key, err) }()
 	defer m.log.queue.flushWithin(hookGrace)
 	defer m.drained.send() // whatever happens: the app may listen again
@@ -317,12 +371,16 @@ func (m *master) register() error {
 		return fmt.Errorf("prefork: %w", ErrAlreadyRunning)
 	}
 	m.app.server = m
+	here.masters.Add(1)
 	return nil
 }
 
 // bind gives every slot its socket: the first one and siblings of it where the
 // kernel spreads connections over them, else the first one for all.
 func (m *master) bind(bind func() (*socket.Socket, error)) error {
+	if m.kept != nil {
+		return m.resume()
+	}
 	first, err := bind()
 	if err != nil {
 		return fmt.Errorf("prefork: %w", err)
@@ -347,24 +405,37 @@ func (m *master) bind(bind func() (*socket.Socket, error)) error {
 			m.cfg.ListenerMode = ListenerModeShared
 		}
 	}
+	m.slots = m.slots[:0]
 	for len(m.slots) < m.cfg.Children {
-		next := first
-		if m.cfg.ListenerMode == ListenerModeReuseport {
-			if next, err = first.Sibling(); err != nil {
-				return fmt.Errorf("prefork: listener of slot %d: %w", len(m.slots), err)
-			}
-		}
-		m.slots = append(m.slots, &slot{socket: next})
-	}
-	for i, s := range m.slots {
-		s.Child = Child{Slot: i, State: ChildDown}
-		s.policy = recovery{
-			limit: m.cfg.MaxChildRecoveries, window: m.cfg.RecoveryWindow,
-			interval: m.cfg.PreforkRecoverInterval, jitter: rand.Float64,
+		if err := m.addSlot(first); err != nil {
+			return fmt.Errorf("prefork: %w", err)
 		}
 	}
 	m.publish()
 	return nil
+}
+
+// addSlot adds a slot at the end. The first one gets first.
+func (m *master) addSlot(first *socket.Socket) (err error) {
+	at := first
+	if len(m.slots) > 0 && m.cfg.ListenerMode == ListenerModeReuseport {
+		if at, err = first.Sibling(); err != nil {
+			return fmt.Errorf("listener of slot %d: %w", len(m.slots), err)
+		}
+	}
+	m.slots = append(m.slots, m.newSlot(len(m.slots), at))
+	m.size = len(m.slots)
+	return nil
+}
+
+func (m *master) newSlot(i int, at *socket.Socket) *slot {
+	return &slot{
+		Child: Child{Slot: i, State: ChildDown}, socket: at,
+		policy: recovery{
+			limit: m.cfg.MaxChildRecoveries, window: m.cfg.RecoveryWindow,
+			interval: m.cfg.PreforkRecoverInterval, jitter: rand.Float64,
+		},
+	}
 }
 
 // fiberConfig is what Fiber's Listener gets in the master.
@@ -378,21 +449,25 @@ func (m *master) fiberConfig() fiber.ListenConfig {
 	return plain
 }
 
-// watch turns signals and the end of the application's context into the
-// shutdown, and a second signal into the kill, until stop is called.
+// watch turns signals into what they ask for, the end of the application's
+// context into the shutdown, and a second signal into the kill, until stop is
+// called.
 func (m *master) watch() (stop func()) {
 	guardOutput()
-	stopSignals := func() {}
+	m.signals = signalWatch{stop: func() {}, again: func() {}}
 	if !m.cfg.DisableSignals {
 		asked, first := false, time.Time{}
-		stopSignals = watchSignals(func(sig os.Signal) {
+		m.signals = watchSignals(func(sig os.Signal) {
+			if !asksToEnd(sig) {
+				m.signalled(sig)
+				return
+			}
 			if !asked {
 				m.log.infof("%v: draining", sig)
 				go func() { _ = m.shutdown(context.Background()) }()
 				asked = true
 			}
 			switch {
-			case !endsAtOnce(sig):
 			case first.IsZero():
 				first = time.Now()
 			case time.Since(first) >= secondSignal:
@@ -406,7 +481,7 @@ func (m *master) watch() (stop func()) {
 	}
 	stopReaping := reapStrangers()
 	return func() {
-		stopSignals()
+		m.signals.stop()
 		stopContext()
 		stopReaping()
 	}
@@ -416,22 +491,32 @@ func (m *master) watch() (stop func()) {
 // ends and no child is left. Nobody else touches the slots.
 func (m *master) supervise() {
 	defer m.drained.send()
-	for _, s := range m.slots {
-		if m.stopping.sent() || m.draining {
-			break
+	defer m.endReloads(errStopped)
+	m.awake = time.Now()
+	if m.kept == nil {
+		for _, s := range m.slots {
+			if m.stopping.sent() || m.draining {
+				break
+			}
+			m.spawn(s)
 		}
-		m.spawn(s)
 	}
 	stopping, drainAsk, killAsk := m.stopping.c, m.drainAsk.c, m.killAsk.c
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for !m.draining || m.alive() > 0 {
-		m.publish()
-		if m.starting && !m.stopping.sent() && m.allReady() {
+		if m.starting && !m.stopping.sent() && (m.kept != nil || m.allReady()) {
 			m.starting = false
+			m.publish()
+			m.notify.ready(m.count())
 			m.started <- nil
 		}
-		timer.Reset(m.nextDue(time.Now()))
+		m.advance(time.Now())
+		m.arrange()
+		m.publish()
+		now := time.Now()
+		wait := m.nextDue(now)
+		timer.Reset(wait)
 		select {
 		case e := <-m.events:
 			m.handle(e)
@@ -439,6 +524,8 @@ func (m *master) supervise() {
 			m.due(time.Now())
 		case <-stopping: // OnPreShutdown handlers run now: their time counts
 			stopping = nil
+			m.notify.stopping()
+			m.endReloads(errStopped)
 			if !m.draining {
 				m.deadline = m.end.context(m.cfg.ShutdownTimeout).Done()
 			}
@@ -452,6 +539,7 @@ func (m *master) supervise() {
 			killAsk = nil
 			m.killAll("second signal", context.Canceled)
 		}
+		m.notePause(now.Add(wait))
 	}
 	m.due(time.Now()) // the last ends
 	m.publish()
@@ -460,12 +548,10 @@ func (m *master) supervise() {
 	}
 }
 
-// spawn starts a child in s. In an empty slot a failure is retried; while the
+// spawn starts a child in s, which is empty. A failure is retried; while the
 // server starts it is the end.
 func (m *master) spawn(s *slot) {
-	env := m.env
-	env.slot, env.generation = s.Slot, s.Generation
-	p, err := startProcess(s, env, m.cfg.ChildProcs, m.events)
+	p, err := m.start(s, s.Generation)
 	if err != nil {
 		if m.starting {
 			m.abort(&ChildError{Reason: ErrChildStart, Slot: s.Slot, Status: err.Error(), Cause: err})
@@ -476,28 +562,55 @@ func (m *master) spawn(s *slot) {
 		m.log.errorf("slot %d: cannot start a child: %v; next try in %v", s.Slot, err, delay.Round(time.Millisecond))
 		return
 	}
-	s.process, s.PID, s.State = p, p.pid, ChildStarting
-	s.StartedAt, s.readyAt, s.respawnAt, s.deadline = p.startedAt, time.Time{}, time.Time{}, time.Time{}
-	if m.cfg.ChildStartTimeout > 0 {
-		s.deadline = s.StartedAt.Add(m.cfg.ChildStartTimeout)
-	}
+	s.fill(p)
 	m.post(func() { m.app.hooks.forked(m.fiberFork, p.pid) })
 }
 
-// handle takes in what happened to a child.
+// start starts a child of a generation for s.
+func (m *master) start(s *slot, generation int) (*process, error) {
+	env := m.env
+	env.slot, env.generation = s.Slot, generation
+	p := &process{slot: s, generation: generation, read: make(chan struct{}), hold: newHold()}
+	if err := p.start(s.socket, env, m.images[generation], m.credential, m.cfg.ChildProcs, m.events); err != nil {
+		return nil, err
+	}
+	if m.cfg.ChildStartTimeout > 0 {
+		p.deadline = p.startedAt.Add(m.cfg.ChildStartTimeout)
+	}
+	return p, nil
+}
+
+// fill makes p the child of s.
+func (s *slot) fill(p *process) {
+	s.process, s.respawnAt = p, time.Time{}
+	s.PID, s.StartedAt, s.Generation, s.State = p.pid, p.startedAt, p.generation, ChildStarting
+	if !p.readyAt.IsZero() {
+		s.State = ChildReady
+	}
+}
+
+// handle takes in what happened to a child, or what is asked for.
 func (m *master) handle(e event) {
+	if e.ask != nil {
+		m.asked(e.ask)
+		return
+	}
 	p, s := e.process, e.process.slot
-	current := p == s.process
 	switch {
 	case e.exit != nil:
 		m.exited(p, *e.exit)
-	case e.message.Kind == control.Ready && current && s.State == ChildStarting:
-		m.ready(s)
+	case e.message.Kind == control.Ready && p.readyAt.IsZero():
+		m.ready(p, e.message)
 	case e.message.Kind == control.Status:
 		m.log.infof("slot %d pid %d: %s", s.Slot, p.pid, e.message.Text)
-		if current && !p.asked {
+		if p == s.process && !p.asked {
 			m.leaves(s, e.message.Text)
 		}
+	case e.message.Kind == control.Replace:
+		m.log.infof("slot %d pid %d: %s: asks to be replaced", s.Slot, p.pid, e.message.Text)
+		p.replace = e.message.Text
+	case e.message.Kind == control.Report:
+		m.due(time.Now()) // it is not silent any more
 	case e.message.Kind == control.Overdue:
 		m.log.warnf("slot %d pid %d: connections were cut off at the drain deadline", s.Slot, p.pid)
 		if m.draining && m.drainErr == nil {
@@ -506,15 +619,28 @@ func (m *master) handle(e event) {
 	}
 }
 
-// ready notes that the child of s accepts connections.
-func (m *master) ready(s *slot) {
-	s.State, s.readyAt, s.deadline = ChildReady, time.Now(), time.Time{}
+// ready notes that p accepts connections.
+func (m *master) ready(p *process, message *control.Message) {
+	s, now := p.slot, time.Now()
+	p.readyAt, p.deadline, p.interval = now, time.Time{}, message.Interval
+	p.reported.Store(int64(now.Sub(p.startedAt)))
+	p.limits = m.newLimits(now)
+	switch {
+	case p == s.next:
+		if !m.takesOver(p, message.State) {
+			return
+		}
+	case p == s.process && !p.asked:
+		s.State = ChildReady
+	default:
+		return // it has been asked to go meanwhile
+	}
 	child, lastPID := s.Child, s.lastPID
 	s.lastPID = 0
 	m.post(func() { m.app.hooks.ready(child) })
 	if lastPID != 0 {
 		m.log.infof("slot %d pid %d: ready after %v, replaces pid %d",
-			s.Slot, s.PID, s.readyAt.Sub(s.StartedAt).Round(time.Millisecond), lastPID)
+			s.Slot, s.PID, now.Sub(p.startedAt).Round(time.Millisecond), lastPID)
 		m.post(func() { m.app.hooks.recovered(lastPID, child.PID) })
 	}
 }
@@ -533,7 +659,7 @@ func (m *master) abort(cause error) {
 
 // giveUp ends a server that cannot go on, the ordinary way.
 func (m *master) giveUp(cause error) {
-	m.log.errorf("draining the rest: %s", strings.TrimPrefix(cause.Error(), "prefork: "))
+	m.log.errorf("draining the rest: %s", oneLine(cause))
 	m.cause = cause
 	m.stopping.send()
 	go func() { _ = m.shutdown(context.Background()) }()
@@ -552,19 +678,28 @@ func (m *master) beginDrain(ctx context.Context) {
 	if deadline, ok := ctx.Deadline(); ok {
 		within = time.Until(deadline)
 	}
-	order := control.Message{Kind: control.Drain, Within: max(childDeadline(within), time.Millisecond)}
 	for _, s := range m.slots {
 		s.respawnAt = time.Time{}
-		if s.process == nil {
-			continue
+		for _, p := range []*process{s.process, s.next} {
+			if p != nil {
+				m.askToDrain(p, within)
+			}
 		}
-		s.process.asked = true
-		// It fails if the child is dying anyway; one that is stuck is killed in the end.
-		_ = s.process.control.Send(order)
-		if s.State == ChildStarting && !m.cfg.DisableSignals {
-			s.process.signal(terminate) // it does not listen to the channel yet, and has nothing to lose
+		if s.process != nil {
+			s.State = ChildDraining
 		}
-		s.State = ChildDraining
+	}
+}
+
+// askToDrain asks p to end within a time. One that does not is killed.
+func (m *master) askToDrain(p *process, within time.Duration) {
+	p.asked = true
+	p.deadline = time.Now().Add(within)
+	p.failure = "the drain deadline has passed"
+	// It fails if the child is dying anyway; one that is stuck is killed in the end.
+	_ = p.control.Send(control.Message{Kind: control.Drain, Within: max(childDeadline(within), time.Millisecond)})
+	if p.readyAt.IsZero() && !m.cfg.DisableSignals {
+		p.signal(terminate) // it does not listen to the channel yet, and has nothing to lose
 	}
 }
 
@@ -639,14 +774,38 @@ func (m *master) alive() int {
 
 // processes are those of s that live.
 func (s *slot) processes() []*process {
-	if s.process == nil {
-		return s.leaving
+	all := slices.Clip(s.leaving)
+	for _, p := range []*process{s.process, s.next} {
+		if p != nil {
+			all = append(all, p)
+		}
 	}
-	return append(slices.Clip(s.leaving), s.process)
+	return all
 }
 
+// serving says whether the child of s accepts connections.
+func (s *slot) serving() bool {
+	p := s.process
+	return p != nil && !p.readyAt.IsZero() && !p.asked && !p.silent
+}
+
+// active are the slots that are to be filled.
+func (m *master) active() []*slot { return m.slots[:m.size] }
+
 func (m *master) allReady() bool {
-	return !slices.ContainsFunc(m.slots, func(s *slot) bool { return s.State != ChildReady })
+	ready, all := m.count()
+	return ready == all
+}
+
+// count says how many slots have a child that accepts connections, and how
+// many there are.
+func (m *master) count() (ready, all int) {
+	for _, s := range m.active() {
+		if s.serving() {
+			ready++
+		}
+	}
+	return ready, m.size
 }
 
 // post runs a hook's handlers soon. What they see of the children is what the
@@ -658,11 +817,16 @@ func (m *master) post(run func()) {
 
 // publish makes the state of the slots visible to other goroutines.
 func (m *master) publish() {
-	children := make([]Child, len(m.slots))
-	for i, s := range m.slots {
-		children[i] = s.Child
+	children := make([]Child, 0, len(m.slots))
+	for _, s := range m.slots {
+		if !s.removed || s.PID != 0 {
+			children = append(children, s.Child)
+		}
 	}
 	m.published.Store(&children)
+	if !m.starting && !m.stopping.sent() {
+		m.notify.count(m.count())
+	}
 }
 
 // snapshot is App.Children in the master.

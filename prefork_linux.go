@@ -4,6 +4,7 @@ package prefork
 // reaping as PID 1 of a container.
 
 import (
+	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -89,4 +90,65 @@ func zombie() int {
 	// aligned to a pointer.
 	offset := max(3*unsafe.Sizeof(int32(0)), 2*unsafe.Sizeof(uintptr(0)))
 	return int(*(*int32)(unsafe.Add(unsafe.Pointer(&info), offset)))
+}
+
+// lastUsed says for how long neither side has sent anything; 0 if the system
+// does not know, as of a unix socket.
+func lastUsed(conn syscall.RawConn) time.Duration {
+	var info *unix.TCPInfo
+	var infoErr error
+	err := conn.Control(func(fd uintptr) {
+		info, infoErr = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	})
+	if err != nil || infoErr != nil {
+		return 0
+	}
+	return time.Duration(min(info.Last_data_sent, info.Last_data_recv)) * time.Millisecond
+}
+
+// residentMemory of a process, in bytes; 0 if it is gone.
+func residentMemory(pid int) int64 {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	if err != nil {
+		return 0
+	}
+	var size, resident int64
+	if _, err := fmt.Sscan(string(b), &size, &resident); err != nil {
+		return 0
+	}
+	return resident * int64(os.Getpagesize())
+}
+
+// openForExec opens a program so that it can be started when its file has
+// been replaced. The descriptor is above those that a child gets.
+func openForExec(name string) (*os.File, error) {
+	f, err := os.Open(name) //nolint:gosec // our own executable
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 16)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// sealedFile returns a file without a name that holds b and cannot be changed.
+func sealedFile(b []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate("prefork state", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return unlinkedFile(b) // a kernel without it
+	}
+	f := os.NewFile(uintptr(fd), "state")
+	if _, err := f.Write(b); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	const seals = unix.F_SEAL_WRITE | unix.F_SEAL_GROW | unix.F_SEAL_SHRINK | unix.F_SEAL_SEAL
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals); err != nil {
+		_ = f.Close()
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return f, nil
 }

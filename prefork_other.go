@@ -4,6 +4,12 @@ package prefork
 
 // Stand-ins for what only Linux has.
 
+import (
+	"os"
+	"syscall"
+	"time"
+)
+
 // peerPID does not know here.
 func peerPID(int) int { return 0 }
 
@@ -13,3 +19,15 @@ func rename() {}
 // reapStrangers does nothing: only a container's PID 1 has strangers, and
 // containers are Linux.
 func reapStrangers() (stop func()) { return func() {} }
+
+// lastUsed is not known here.
+func lastUsed(syscall.RawConn) time.Duration { return 0 }
+
+// residentMemory is not known here: ListenConfig refuses ChildMaxRSS.
+func residentMemory(int) int64 { return 0 }
+
+// openForExec is not needed: programs are started by their names here.
+func openForExec(name string) (*os.File, error) { return os.Open(name) }
+
+// sealedFile returns a file without a name that holds b.
+func sealedFile(b []byte) (*os.File, error) { return unlinkedFile(b) }

@@ -6,10 +6,14 @@ package prefork
 // whose child this process is.
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -21,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fiber-prefork/prefork/internal/control"
+	"github.com/fiber-prefork/prefork/internal/socket"
 )
 
 // terminate asks a process to go.
@@ -29,56 +34,63 @@ const terminate = syscall.SIGTERM
 // lastWords is how long the messages of a child that has ended are waited for.
 const lastWords = 100 * time.Millisecond
 
-// startProcess runs this program again as a child in s. What happens to it
-// goes to events, its end last.
-func startProcess(s *slot, env childEnv, procs int, events chan<- event) (*process, error) {
-	listener, err := s.socket.File()
+// start runs a program as a child that serves at. What happens to it goes to
+// events, its end last.
+func (p *process) start(at *socket.Socket, env childEnv, img *image, as *credential, procs int, events chan<- event) error {
+	listener, err := at.File()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	// From here to its Close the socket is in our poller.
 	defer func() { _ = listener.Close() }()
 	channel, theirs, err := control.Pair()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { _ = theirs.Close() }()
 
 	cmd := &exec.Cmd{
-		Path:       executable(),
+		Path:       img.path(),
 		Args:       os.Args,
 		Env:        environ(env, procs),
 		Stdout:     os.Stdout,
 		Stderr:     os.Stderr,
 		ExtraFiles: []*os.File{listener, theirs}, // listenerFD, controlFD
 	}
+	if as != nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: (*syscall.Credential)(as)}
+	}
 	if err := cmd.Start(); err != nil {
 		_ = channel.Close()
-		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
+		return fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
-	p := &process{
-		slot: s, pid: cmd.Process.Pid, startedAt: time.Now(), control: channel,
-		signal: func(sig os.Signal) { _ = cmd.Process.Signal(sig) },
+	p.pid, p.startedAt, p.control = cmd.Process.Pid, time.Now(), channel
+	p.attend(cmd.Process, events)
+	return nil
+}
+
+// attendPID makes events of what happens to a child that this process has
+// already.
+func (p *process) attendPID(events chan<- event) error {
+	process, err := os.FindProcess(p.pid)
+	if err != nil {
+		return err
 	}
-	read := make(chan struct{})
+	p.attend(process, events)
+	return nil
+}
+
+// attend makes events of what process says and of its end.
+func (p *process) attend(process *os.Process, events chan<- event) {
+	p.signal = func(sig os.Signal) { _ = process.Signal(sig) }
+	go p.receive(events)
 	go func() {
-		defer close(read)
-		for {
-			message, err := channel.Receive()
-			if err != nil {
-				return
-			}
-			events <- event{process: p, message: &message}
-		}
+		state, err := process.Wait()
+		p.control.ReceiveWithin(lastWords)
+		<-p.read
+		_ = p.control.Close()
+		events <- event{process: p, exit: exitOf(p.pid, state, err)}
 	}()
-	go func() {
-		err := cmd.Wait()
-		channel.ReceiveWithin(lastWords)
-		<-read
-		_ = channel.Close()
-		events <- event{process: p, exit: exitOf(p.pid, cmd.ProcessState, err)}
-	}()
-	return p, nil
 }
 
 // exitOf says how a process ended. state is nil when somebody else has reaped it.
@@ -93,13 +105,199 @@ func exitOf(pid int, state *os.ProcessState, err error) *ChildExit {
 	return exit
 }
 
-// endSignals are those that ask a process to end.
-func endSignals() []os.Signal {
-	return []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP}
-}
+// abort asks a process to print its goroutines and end.
+const abort = syscall.SIGABRT
 
 // asksToEnd says whether sig, which may be nil, asks a process to end.
-func asksToEnd(sig os.Signal) bool { return slices.Contains(endSignals(), sig) }
+func asksToEnd(sig os.Signal) bool { return sig == syscall.SIGINT || sig == syscall.SIGTERM }
+
+// askOf says what sig asks a master for.
+func askOf(sig os.Signal) *ask {
+	switch sig {
+	case syscall.SIGHUP:
+		return &ask{kind: askReload}
+	case syscall.SIGUSR2:
+		return &ask{kind: askUpgrade}
+	case syscall.SIGTTIN:
+		return &ask{kind: askScaleBy, n: 1}
+	case syscall.SIGTTOU:
+		return &ask{kind: askScaleBy, n: -1}
+	default:
+		return nil
+	}
+}
+
+// watchedSignals are those that a server acts on. Those that the process was
+// started to ignore (nohup, a job in the background) stay ignored.
+func watchedSignals() []os.Signal {
+	return slices.DeleteFunc([]os.Signal{
+		syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGUSR2, syscall.SIGTTIN, syscall.SIGTTOU,
+	}, signal.Ignored)
+}
+
+// programPath is where the executable of this process is, as it was named: a
+// path through symbolic links leads to another one when these are changed.
+func programPath() string {
+	self, err := os.Executable()
+	if err != nil {
+		self = os.Args[0]
+	}
+	named, err := exec.LookPath(os.Args[0])
+	if err != nil {
+		return self
+	}
+	if named, err = filepath.Abs(named); err != nil {
+		return self
+	}
+	a, err := os.Stat(named)
+	if err != nil {
+		return self
+	}
+	if b, err := os.Stat(executable()); err != nil || !os.SameFile(a, b) {
+		return self
+	}
+	return named
+}
+
+// image is an executable as it was on disk at some time. A nil image is that
+// of this process.
+type image struct {
+	file *os.File // where the system can start what is open; else nil
+	name string
+}
+
+// openImage opens what is now on disk.
+func openImage() (*image, error) {
+	name := here.program
+	info, err := os.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if info.IsDir() || info.Mode()&0o111 == 0 {
+		return nil, &os.PathError{Op: "exec", Path: name, Err: syscall.EACCES}
+	}
+	if runtime.GOOS != "linux" {
+		return &image{name: name}, nil
+	}
+	f, err := openForExec(name)
+	if err != nil {
+		return nil, err
+	}
+	img := &image{file: f, name: name}
+	if _, err := os.Stat(img.path()); err != nil { // no /proc
+		img.close()
+		img.file = nil
+	}
+	return img, nil
+}
+
+// path is what can be started.
+func (i *image) path() string {
+	switch {
+	case i == nil:
+		return executable()
+	case i.file != nil:
+		return fmt.Sprintf("/proc/self/fd/%d", i.file.Fd())
+	default:
+		return i.name
+	}
+}
+
+func (i *image) close() {
+	if i != nil && i.file != nil {
+		_ = i.file.Close()
+	}
+}
+
+// replaceImage replaces the program of this process by img, which gets what
+// keep returns. It returns only if that is impossible; this program then has
+// to watch its signals anew.
+func replaceImage(img *image, h *handover, keep func(bool) (*handover, error)) error {
+	var ignored []os.Signal
+	for _, sig := range watchedSignals() {
+		if s, ok := sig.(syscall.Signal); ok && !asksToEnd(sig) {
+			h.Signals, ignored = append(h.Signals, int(s)), append(ignored, sig)
+		}
+	}
+	if h.Signals == nil { // all are ignored anyway
+		h.Signals = []int{}
+	}
+	if _, err := keep(true); err != nil {
+		return err
+	}
+	b, err := json.Marshal(h)
+	if err != nil {
+		return err
+	}
+	f, err := sealedFile(b)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETFD, 0); err != nil {
+		return os.NewSyscallError("fcntl", err)
+	}
+	env := append(os.Environ(), fmt.Sprintf("%s=%d %d %d", envState, stateVersion, os.Getpid(), f.Fd()))
+	// Until the new program watches them they would end it. One that comes
+	// in between is lost.
+	if !h.Unwatched {
+		signal.Ignore(ignored...)
+		defer signal.Reset(ignored...)
+	}
+	err = syscall.Exec(img.path(), os.Args, env) //nolint:gosec // our own executable
+	return fmt.Errorf("exec %s: %w", img.name, err)
+}
+
+// inheritState finds what the program that was here before has left, and
+// keeps it away from programs that main runs.
+func inheritState() *handover {
+	value, ok := os.LookupEnv(envState)
+	if !ok {
+		return nil
+	}
+	_ = os.Unsetenv(envState)
+	var version, pid, fd int
+	if _, err := fmt.Sscanf(value, "%d %d %d", &version, &pid, &fd); err != nil || pid != os.Getpid() {
+		return nil // a program's that this one was started by
+	}
+	f := os.NewFile(uintptr(fd), "state")
+	if f == nil {
+		return nil
+	}
+	defer func() { _ = f.Close() }()
+	b := make([]byte, maxState)
+	n, err := f.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		logger{}.errorf("state of the program before: %v", err)
+		return nil
+	}
+	h, err := parseHandover(b[:n])
+	if err != nil {
+		logger{}.errorf("state of the program before: %v", err)
+		return nil
+	}
+	for _, k := range h.Slots {
+		unix.CloseOnExec(k.Socket.FD)
+		if k.Child != nil {
+			unix.CloseOnExec(k.Child.Control)
+		}
+	}
+	guardOutput()
+	rename()
+	return h
+}
+
+// maxState is the most that a state is, in bytes.
+const maxState = 16 << 20
+
+// earlySignals catches signals until a server watches them.
+func earlySignals(numbers []int) chan os.Signal {
+	c := make(chan os.Signal, 4)
+	for _, n := range numbers {
+		signal.Notify(c, syscall.Signal(n))
+	}
+	return c
+}
 
 // executable is the image that this process runs, also when its file has been
 // replaced or deleted: all children are of one version.
@@ -124,7 +322,7 @@ func environ(env childEnv, procs int) []string {
 	drop := func(kv string) bool {
 		name, _, _ := strings.Cut(kv, "=")
 		switch name {
-		case envFiber, envChild, envHistory, "GOMAXPROCS", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC",
+		case envFiber, envChild, envHistory, envState, "GOMAXPROCS", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC",
 			"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID":
 			return true
 		}
@@ -169,20 +367,26 @@ var guardOutput = sync.OnceFunc(func() {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // not Ignore: programs that are run would inherit that
 })
 
-// watchSignals calls f, one signal after another, for those that ask a server
-// to end, until stop is called. Those that the process was started to ignore
-// (nohup, a job in the background) stay ignored.
-func watchSignals(f func(os.Signal)) (stop func()) {
+// watchSignals calls f, one signal after another, for those that a server
+// acts on, until stop is called.
+func watchSignals(f func(os.Signal)) (w signalWatch) {
 	c := make(chan os.Signal, 4)
-	for _, sig := range endSignals() {
-		if !signal.Ignored(sig) {
+	w.again = func() {
+		for _, sig := range watchedSignals() {
 			signal.Notify(c, sig)
 		}
+	}
+	w.again()
+	early := here.signals
+	if early != nil {
+		signal.Stop(early)
 	}
 	done := make(chan struct{})
 	go func() {
 		for {
 			select {
+			case sig := <-early:
+				f(sig)
 			case sig := <-c:
 				f(sig)
 			case <-done:
@@ -190,19 +394,30 @@ func watchSignals(f func(os.Signal)) (stop func()) {
 			}
 		}
 	}()
-	return func() {
+	w.stop = func() {
 		signal.Stop(c)
 		close(done)
 	}
+	return w
 }
-
-// endsAtOnce says whether sig, as the second one, ends a drain. A terminal and
-// systemd send SIGHUP along with others.
-func endsAtOnce(sig os.Signal) bool { return sig != syscall.SIGHUP }
 
 // signalSelf sends this process the signal that a main may be waiting for. It
 // does nothing to a main that is not.
 func signalSelf() {
 	signal.Notify(make(chan os.Signal, 1), terminate)
 	_ = syscall.Kill(os.Getpid(), terminate)
+}
+
+// unlinkedFile returns a file without a name that holds b.
+func unlinkedFile(b []byte) (*os.File, error) {
+	f, err := os.CreateTemp("", "prefork-state-")
+	if err != nil {
+		return nil, err
+	}
+	_ = os.Remove(f.Name())
+	if _, err := f.Write(b); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
 }

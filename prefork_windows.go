@@ -6,14 +6,58 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/fiber-prefork/prefork/internal/socket"
 )
 
 // terminate asks a process to go.
 var terminate = os.Kill
 
-func startProcess(*slot, childEnv, int, chan<- event) (*process, error) {
-	return nil, fmt.Errorf("prefork: %w", ErrPlatformUnsupported)
+// abort asks a process to print its goroutines and end.
+var abort = os.Kill
+
+func (p *process) start(*socket.Socket, childEnv, *image, *credential, int, chan<- event) error {
+	return fmt.Errorf("prefork: %w", ErrPlatformUnsupported)
 }
+
+func (p *process) attendPID(chan<- event) error {
+	return fmt.Errorf("prefork: %w", ErrPlatformUnsupported)
+}
+
+// credential does not exist here.
+type credential struct{}
+
+func lookUp(c Credential) (*credential, error) {
+	if c != (Credential{}) {
+		return nil, invalid("ChildCredential", fmt.Sprintf("%+v", c), "there is none on windows")
+	}
+	return nil, nil //nolint:nilnil // no credential is neither one nor a failure
+}
+
+// image does not exist here.
+type image struct{}
+
+func openImage() (*image, error) { return nil, ErrPlatformUnsupported }
+
+func (*image) close() {}
+
+func replaceImage(*image, *handover, func(bool) (*handover, error)) error {
+	return ErrPlatformUnsupported
+}
+
+func programPath() string { return "" }
+
+func inheritState() *handover { return nil }
+
+func earlySignals([]int) chan os.Signal { return nil }
+
+func askOf(os.Signal) *ask { return nil }
+
+func residentMemory(int) int64 { return 0 }
+
+func lastUsed(syscall.RawConn) time.Duration { return 0 }
 
 func bornOf(int) bool { return false }
 
@@ -21,9 +65,10 @@ func adopt(...int) {}
 
 func guardOutput() {}
 
-func watchSignals(f func(os.Signal)) (stop func()) {
+func watchSignals(f func(os.Signal)) (w signalWatch) {
 	c := make(chan os.Signal, 4)
-	signal.Notify(c, os.Interrupt)
+	w.again = func() { signal.Notify(c, os.Interrupt) }
+	w.again()
 	done := make(chan struct{})
 	go func() {
 		for {
@@ -35,15 +80,14 @@ func watchSignals(f func(os.Signal)) (stop func()) {
 			}
 		}
 	}()
-	return func() {
+	w.stop = func() {
 		signal.Stop(c)
 		close(done)
 	}
+	return w
 }
 
-func asksToEnd(os.Signal) bool { return false }
-
-func endsAtOnce(os.Signal) bool { return true }
+func asksToEnd(os.Signal) bool { return true }
 
 func signalSelf() {}
 

@@ -6,6 +6,7 @@ package prefork_test
 // what happens in them is told in lines "EVENT <pid> <name> <data>".
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -207,6 +208,9 @@ func instrument(app *prefork.App, o *programOptions) {
 			}
 		}()
 	}
+	if o.At == "operate" && !prefork.IsChild() {
+		go operate(app)
+	}
 	app.Get("/shutdown", func(fiber.Ctx) error {
 		go func() { tell("shutdown", "%v", app.Shutdown()) }()
 		return nil
@@ -240,7 +244,32 @@ func instrument(app *prefork.App, o *programOptions) {
 	}
 }
 
-// limits lowers a limit of the process at SIGUSR1 and raises it at SIGUSR2.
+// operate does what is asked for on standard input, one after another.
+func operate(app *prefork.App) {
+	lines := bufio.NewScanner(os.Stdin)
+	for lines.Scan() {
+		var n int
+		var err error
+		switch line := lines.Text(); {
+		case line == "reload":
+			err = app.Reload(context.Background())
+		case line == "upgrade":
+			err = app.Upgrade(context.Background())
+		default:
+			if _, err = fmt.Sscanf(line, "scale %d", &n); err == nil {
+				err = app.Scale(n)
+			}
+		}
+		tell("operated", "%v", err)
+		for _, sentinel := range []error{prefork.ErrReload, prefork.ErrUpgrade, prefork.ErrNotRunning, prefork.ErrInvalidConfig, prefork.ErrChildStart} {
+			if errors.Is(err, sentinel) {
+				tell("operation is", "%v", sentinel)
+			}
+		}
+	}
+}
+
+// limits lowers a limit of the process at SIGUSR1 and raises it at SIGWINCH.
 func limits(o *programOptions) {
 	const low = 4 // below what is in use
 	resource := syscall.RLIMIT_NOFILE
@@ -253,7 +282,7 @@ func limits(o *programOptions) {
 		return
 	}
 	c := make(chan os.Signal, 1)
-	signal.Notify(c, syscall.SIGUSR1, syscall.SIGUSR2)
+	signal.Notify(c, syscall.SIGUSR1, syscall.SIGWINCH)
 	go func() {
 		var limit syscall.Rlimit
 		_ = syscall.Getrlimit(resource, &limit)

@@ -76,12 +76,19 @@ const groupGrace = 250 * time.Millisecond
 // exited takes in that a child has ended.
 func (m *master) exited(p *process, exit ChildExit) {
 	now, s := time.Now(), p.slot
-	exit.Slot, exit.Generation, exit.Asked, exit.Uptime = s.Slot, s.Generation, p.asked, now.Sub(p.startedAt)
-	if p == s.process {
+	exit.Slot, exit.Generation, exit.Asked, exit.Uptime = s.Slot, p.generation, p.asked, now.Sub(p.startedAt)
+	switch p {
+	case s.process:
 		s.lose(&exit, now, asksToEnd(exit.Signal))
-	} else {
+	case s.next:
+		s.next = nil
+		m.notReady(p, exit.line())
+	default:
 		s.leaving = slices.DeleteFunc(s.leaving, func(other *process) bool { return other == p })
 		m.log.infof("slot %d pid %d: %s", s.Slot, exit.PID, exit.line())
+		if s.removed && s.PID == p.pid {
+			s.PID, s.State = 0, ChildDown
+		}
 	}
 	m.post(func() { m.app.hooks.exited(exit) })
 	m.due(now)
@@ -100,8 +107,8 @@ func (m *master) leaves(s *slot, why string) {
 // lose empties s. The loss is judged by due: now, or after groupGrace if the
 // child may have left for a reason that is the master's too.
 func (s *slot) lose(exit *ChildExit, now time.Time, wait bool) {
-	s.process, s.PID, s.State, s.deadline = nil, 0, ChildDown, time.Time{}
-	s.exit, s.judgeAt = exit, now
+	s.lost, s.exit, s.judgeAt = s.process, exit, now
+	s.process, s.PID, s.State = nil, 0, ChildDown
 	if wait {
 		s.judgeAt = now.Add(groupGrace)
 	}
@@ -114,12 +121,12 @@ func (e *ChildExit) line() string {
 
 // judge decides what follows from the end of the child of s.
 func (m *master) judge(s *slot, now time.Time) {
-	exit := s.exit
-	s.exit, s.judgeAt = nil, time.Time{}
-	wasReady := !s.readyAt.IsZero()
+	exit, lost := s.exit, s.lost
+	s.exit, s.lost, s.judgeAt = nil, nil, time.Time{}
+	wasReady := !lost.readyAt.IsZero()
 	served := time.Duration(0)
 	if wasReady {
-		served = s.StartedAt.Add(exit.Uptime).Sub(s.readyAt)
+		served = lost.startedAt.Add(exit.Uptime).Sub(lost.readyAt)
 	}
 	where := fmt.Sprintf("slot %d pid %d: %s", s.Slot, exit.PID, exit.line())
 	failure := &ChildError{Slot: s.Slot, PID: exit.PID, Status: exit.Status}
@@ -153,8 +160,8 @@ func (m *master) judge(s *slot, now time.Time) {
 	}
 }
 
-// due does what has to be done by now: judging ends, recoveries, and ending
-// children that do not become ready.
+// due does what has to be done by now: judging ends, recoveries, ending
+// children that do not become ready or that hang.
 func (m *master) due(now time.Time) {
 	for _, s := range m.slots {
 		if s.exit != nil && (m.stopping.sent() || !now.Before(s.judgeAt)) {
@@ -163,35 +170,69 @@ func (m *master) due(now time.Time) {
 		if m.stopping.sent() {
 			continue
 		}
-		if !s.respawnAt.IsZero() && !now.Before(s.respawnAt) {
+		if s.waits() && !now.Before(s.respawnAt) {
 			m.spawn(s)
 		}
-		if s.deadline.IsZero() || now.Before(s.deadline) {
-			continue
+		for _, p := range s.processes() {
+			m.overdue(p, now)
 		}
-		s.deadline = time.Time{}
-		status := fmt.Sprintf("not ready after %v (ChildStartTimeout)", m.cfg.ChildStartTimeout)
-		if m.starting {
-			m.abort(&ChildError{Reason: ErrChildStart, Slot: s.Slot, PID: s.PID, Status: status})
-			continue
+		if p := s.process; p != nil {
+			m.listenFor(p, now)
 		}
-		m.log.errorf("slot %d pid %d: %s: killed", s.Slot, s.PID, status)
-		s.process.signal(os.Kill)
 	}
+	if !m.stopping.sent() {
+		m.notify.watchdog(now)
+	}
+}
+
+// waits says whether s is to get a child at respawnAt. While a reload fills
+// it, it is not.
+func (s *slot) waits() bool { return !s.respawnAt.IsZero() && s.next == nil }
+
+// overdue ends p if it has taken too long, to start or to drain.
+func (m *master) overdue(p *process, now time.Time) {
+	if p.deadline.IsZero() || now.Before(p.deadline) {
+		return
+	}
+	p.deadline = time.Time{}
+	if !p.asked {
+		p.failure = fmt.Sprintf("not ready after %v (ChildStartTimeout)", m.cfg.ChildStartTimeout)
+		if m.starting {
+			m.abort(&ChildError{Reason: ErrChildStart, Slot: p.slot.Slot, PID: p.pid, Status: p.failure})
+			return
+		}
+	}
+	m.log.errorf("slot %d pid %d: %s: killed", p.slot.Slot, p.pid, p.failure)
+	p.signal(os.Kill)
 }
 
 // nextDue says how long there is nothing to do.
 func (m *master) nextDue(now time.Time) time.Duration {
 	next := time.Hour
+	at := func(t time.Time) {
+		if !t.IsZero() {
+			next = min(next, max(0, t.Sub(now)))
+		}
+	}
 	if m.stopping.sent() {
 		return next
 	}
 	for _, s := range m.slots {
-		for _, t := range []time.Time{s.judgeAt, s.respawnAt, s.deadline} {
-			if !t.IsZero() {
-				next = min(next, max(0, t.Sub(now)))
-			}
+		at(s.judgeAt)
+		if s.waits() {
+			at(s.respawnAt)
+		}
+		for _, p := range s.processes() {
+			at(p.deadline)
+		}
+		if p := s.process; p != nil {
+			at(m.listenAt(p))
+			at(m.recycleAt(s))
 		}
 	}
+	if s := m.slots[len(m.slots)-1]; s.removed {
+		at(s.closeAt)
+	}
+	at(m.notify.watchdogAt)
 	return next
 }

@@ -32,7 +32,6 @@ func TestEveryWayToEnd(t *testing.T) {
 	}{
 		"SIGTERM":         {nil, func(s *server) { s.signal(syscall.SIGTERM) }},
 		"SIGINT":          {nil, func(s *server) { s.signal(syscall.SIGINT) }},
-		"SIGHUP":          {nil, func(s *server) { s.signal(syscall.SIGHUP) }},
 		"GracefulContext": {options{"Graceful": true, "disable_signals": true}, func(s *server) { s.signal(syscall.SIGTERM) }},
 		"both":            {options{"Graceful": true}, func(s *server) { s.signal(syscall.SIGTERM) }},
 		"Fiber's own":     {options{"At": "raw"}, func(s *server) { s.signal(syscall.SIGUSR1) }},

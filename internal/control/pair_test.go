@@ -42,6 +42,85 @@ func TestPair(t *testing.T) {
 	require.ErrorIs(t, err, io.EOF, "the other side is gone")
 }
 
+// TestSendFD: each descriptor comes with its own message, in order.
+func TestSendFD(t *testing.T) {
+	mine, theirs := pair(t)
+	var readers []*os.File
+	for i := range 3 {
+		r, w, err := os.Pipe()
+		require.NoError(t, err)
+		readers = append(readers, r)
+		require.NoError(t, mine.Send(Message{Kind: Uncover, Slot: uint32(i)}))
+		require.NoError(t, mine.SendFD(Message{Kind: Cover, Slot: uint32(i)}, int(w.Fd())))
+		require.NoError(t, w.Close())
+	}
+	for i, r := range readers {
+		m, err := theirs.Receive()
+		require.NoError(t, err)
+		assert.Equal(t, Message{Kind: Uncover, Slot: uint32(i)}, m)
+		m, err = theirs.Receive()
+		require.NoError(t, err)
+		require.NotNil(t, m.File)
+		flags, err := unix.FcntlInt(m.File.Fd(), unix.F_GETFD, 0)
+		require.NoError(t, err)
+		assert.NotZero(t, flags&unix.FD_CLOEXEC, "no program that is started later gets it")
+		_, err = m.File.WriteString("x")
+		require.NoError(t, err)
+		require.NoError(t, m.File.Close())
+		b, err := io.ReadAll(r)
+		require.NoError(t, err)
+		assert.Equal(t, "x", string(b), "message %d has its own descriptor", i)
+		require.NoError(t, r.Close())
+	}
+}
+
+// TestHandOver: another program goes on where this one stopped reading.
+func TestHandOver(t *testing.T) {
+	mine, theirs := pair(t)
+	for i := range 3 {
+		require.NoError(t, theirs.Send(Message{Kind: Report, Requests: uint64(i)}))
+	}
+	m, err := mine.Receive()
+	require.NoError(t, err)
+	assert.Zero(t, m.Requests)
+	mine.ReceiveWithin(0)
+	n := uint64(1)
+	for { // what was received already is still given out
+		m, err = mine.Receive()
+		if err != nil {
+			break
+		}
+		assert.Equal(t, n, m.Requests)
+		n++
+	}
+	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+	kept, err := mine.Keep(true)
+	require.NoError(t, err)
+	flags, err := unix.FcntlInt(uintptr(kept), unix.F_GETFD, 0)
+	require.NoError(t, err)
+	assert.Zero(t, flags&unix.FD_CLOEXEC)
+	fd, err := unix.Dup(kept)
+	require.NoError(t, err)
+	again, err := Open(uintptr(fd), Append(mine.Unread(), Message{Kind: Status, Text: "kept"})...)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = again.Close() })
+	m, err = again.Receive()
+	require.NoError(t, err)
+	assert.Equal(t, "kept", m.Text)
+	require.NoError(t, theirs.Send(Message{Kind: Report, Requests: 9}))
+	for n <= 9 {
+		m, err = again.Receive()
+		require.NoError(t, err)
+		if n < 3 {
+			assert.Equal(t, n, m.Requests)
+		} else {
+			assert.Equal(t, uint64(9), m.Requests)
+			break
+		}
+		n++
+	}
+}
+
 func TestPeerThatDoesNotRead(t *testing.T) {
 	mine, _ := pair(t)
 	start := time.Now()

@@ -2,6 +2,7 @@ package control
 
 import (
 	"errors"
+	"io"
 	"os"
 )
 
@@ -11,4 +12,12 @@ var errWindows = errors.New("no control channel on windows")
 func Pair() (*Conn, *os.File, error) { return nil, nil, errWindows }
 
 // Open always fails here.
-func Open(uintptr) (*Conn, error) { return nil, errWindows }
+func Open(uintptr, ...byte) (*Conn, error) { return nil, errWindows }
+
+// SendFD always fails here.
+func (c *Conn) SendFD(Message, int) error { return errWindows }
+
+// Keep always fails here.
+func (c *Conn) Keep(bool) (int, error) { return -1, errWindows }
+
+func (c *Conn) receiver() io.Reader { return c.conn }

@@ -6,6 +6,7 @@ package socket
 // connections: the last or the first socket gets them all.
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 )
@@ -23,4 +24,14 @@ func (s *Socket) Sibling() (*Socket, error) {
 // Pin has no counterpart here.
 func (s *Socket) Pin() error {
 	return s.EnableReuseport()
+}
+
+// Spread has no counterpart here.
+func (s *Socket) Spread(...int) error {
+	return s.EnableReuseport()
+}
+
+// Queued is not known here.
+func (s *Socket) Queued() (int, error) {
+	return 0, fmt.Errorf("length of the accept queue: %w", errors.ErrUnsupported)
 }

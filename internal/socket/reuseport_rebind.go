@@ -66,3 +66,13 @@ func (s *Socket) Reuseport() bool {
 func (s *Socket) Pin() error {
 	return fmt.Errorf("%w: no program can choose the socket", ErrReuseport)
 }
+
+// Spread has no counterpart here.
+func (s *Socket) Spread(...int) error {
+	return fmt.Errorf("%w: no program can choose the socket", ErrReuseport)
+}
+
+// Queued is not known here.
+func (s *Socket) Queued() (int, error) {
+	return 0, fmt.Errorf("length of the accept queue: %w", errors.ErrUnsupported)
+}

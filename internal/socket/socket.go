@@ -24,7 +24,16 @@ type Socket struct {
 	fd      int // -1 once closed
 	network string
 	addr    net.Addr
-	unlink  func() // removes the file of a unix socket; nil for others
+	path    string // of the file of a unix socket that goes with it; "" for others
+	unlink  func() // removes that file; nil for others
+}
+
+// Kept is a socket that the program which takes the place of this one, in the
+// same process, gets: see [Socket.Keep].
+type Kept struct {
+	FD      int
+	Network string
+	Path    string `json:",omitempty"`
 }
 
 // Addr returns the address that the socket is bound to, port 0 resolved.

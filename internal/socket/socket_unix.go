@@ -48,8 +48,15 @@ func Listen(network, addr string, mode fs.FileMode) (*Socket, error) {
 			return nil, fmt.Errorf("chmod %#o of unix socket %q: %w", mode, addr, err)
 		}
 	}
-	s.unlink = unlinker(addr)
+	s.ownFile(addr)
 	return s, nil
+}
+
+// ownFile makes [Socket.Unlink] remove the socket file at path.
+func (s *Socket) ownFile(path string) {
+	if s.unlink = unlinker(path); s.unlink != nil {
+		s.path, _ = filepath.Abs(path)
+	}
 }
 
 // unlinker returns a function that removes the socket file at path, unless a
@@ -110,14 +117,14 @@ func Take(ln net.Listener) (*Socket, error) {
 	case *net.TCPListener:
 		return hold("tcp", ln)
 	case *net.UnixListener:
-		unlink := unlinker(ln.Addr().String())
+		path := ln.Addr().String()
 		ln.SetUnlinkOnClose(false)
 		s, err := hold("unix", ln)
 		if err != nil {
 			ln.SetUnlinkOnClose(true)
 			return nil, err
 		}
-		s.unlink = unlink
+		s.ownFile(path)
 		return s, nil
 	default:
 		return nil, ErrNoDescriptor
@@ -194,6 +201,9 @@ func (s *Socket) File() (*os.File, error) {
 	// flags alone and Fd, which os/exec calls, does too.
 	return os.NewFile(uintptr(fd), "listener "+s.addr.String()), nil
 }
+
+// FD returns the descriptor of s, -1 if it is closed. It stays s's.
+func (s *Socket) FD() int { return s.fd }
 
 // Listener turns s into a listener that this process serves itself. s is
 // closed, unless there is an error.
@@ -284,4 +294,46 @@ func AcceptNow(ln net.Listener) (net.Conn, error) {
 	f := os.NewFile(uintptr(nfd), "accepted connection")
 	defer func() { _ = f.Close() }()
 	return net.FileConn(f)
+}
+
+// Keep makes s survive the replacement of this program by another one in the
+// same process, or not.
+func (s *Socket) Keep(keep bool) (Kept, error) {
+	flags := unix.FD_CLOEXEC
+	if keep {
+		flags = 0
+	}
+	_, err := unix.FcntlInt(uintptr(s.fd), unix.F_SETFD, flags)
+	return Kept{FD: s.fd, Network: s.network, Path: s.path}, os.NewSyscallError("fcntl", err)
+}
+
+// Adopt returns the socket that was kept by the program that was here before.
+func Adopt(k Kept) (*Socket, error) {
+	unix.CloseOnExec(k.FD)
+	sa, err := unix.Getsockname(k.FD)
+	if err != nil {
+		return nil, fmt.Errorf("listener at descriptor %d: %w", k.FD, os.NewSyscallError("getsockname", err))
+	}
+	s := &Socket{fd: k.FD, network: k.Network}
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		s.addr = &net.TCPAddr{IP: sa.Addr[:], Port: sa.Port}
+	case *unix.SockaddrInet6:
+		s.addr = &net.TCPAddr{IP: sa.Addr[:], Port: sa.Port, Zone: zone(sa.ZoneId)}
+	case *unix.SockaddrUnix:
+		s.addr = &net.UnixAddr{Name: sa.Name, Net: "unix"}
+	default:
+		return nil, fmt.Errorf("listener at descriptor %d: address of type %T", k.FD, sa)
+	}
+	if k.Path != "" {
+		s.ownFile(k.Path)
+	}
+	return s, nil
+}
+
+func zone(id uint32) string {
+	if i, err := net.InterfaceByIndex(int(id)); id != 0 && err == nil {
+		return i.Name
+	}
+	return ""
 }

@@ -48,3 +48,18 @@ func (s *Socket) Close() error { return nil }
 
 // Unlink does nothing here.
 func (s *Socket) Unlink() {}
+
+// Spread always fails here.
+func (s *Socket) Spread(...int) error { return ErrReuseport }
+
+// Queued always fails here.
+func (s *Socket) Queued() (int, error) { return 0, errWindows }
+
+// Keep always fails here.
+func (s *Socket) Keep(bool) (Kept, error) { return Kept{}, errWindows }
+
+// Adopt always fails here.
+func Adopt(Kept) (*Socket, error) { return nil, errWindows }
+
+// FD is always -1 here.
+func (s *Socket) FD() int { return -1 }
