@@ -51,7 +51,7 @@ func service(t *testing.T, program string, ask []address, names string, files ..
 		cmd.Env = append(cmd.Env, "LISTEN_FDNAMES="+names)
 	}
 	for _, f := range files {
-		require.NoError(t, unix.SetNonblock(int(f.Fd()), false)) // NonBlocking=no
+		require.NoError(t, unix.SetNonblock(int(f.Fd()), false)) // the service manager's default
 	}
 	cmd.ExtraFiles = files
 	return cmd

@@ -155,18 +155,16 @@ func (n *Notifier) send(text string) error {
 
 // deliver delivers m, the first of those that wait, and all after it.
 func (n *Notifier) deliver(m message) {
-	for {
+	for last := false; !last; {
 		_, err := daemon.SdNotify(false, m.text)
-		m.result <- err
+		done := m.result
 		n.mu.Lock()
 		n.hangs = false
 		n.waiting = n.waiting[1:]
-		if len(n.waiting) == 0 {
-			n.waiting = nil
-			n.mu.Unlock()
-			return
+		if last = len(n.waiting) == 0; !last {
+			m = n.waiting[0]
 		}
-		m = n.waiting[0]
 		n.mu.Unlock()
+		done <- err
 	}
 }

@@ -62,9 +62,8 @@ func runProgram(name string) {
 	case "look":
 		printJSON(len(sockets.Unused()))
 	case "exec": // takes, and becomes a program that asks for the same and all else
-		r := askFor(sockets, ask[:1])
-		if r.Answers[0].Addr == "" {
-			log.Fatalf("%+v", r)
+		if must(sockets.Listener(ask[0].Network, ask[0].Addr)) == nil {
+			log.Fatalf("no socket: %v", sockets.Unused())
 		}
 		_ = os.Setenv(envProgram, "ask")
 		log.Fatal(syscall.Exec("/proc/self/exe", os.Args, os.Environ()))
@@ -87,13 +86,11 @@ func runProgram(name string) {
 		}
 		printJSON(found)
 	case "reuse": // the application uses the sockets first, and others get their numbers
-		for _, ln := range must(activation.Listeners()) {
-			defer func() { _ = ln.Close() }()
-		}
+		used := must(activation.Listeners())
 		own := must(net.Listen("tcp4", "127.0.0.1:0")) // at a number that was passed
 		_ = os.Setenv("LISTEN_FDS", "1")               // go-systemd has removed it
 		printJSON(askFor(sockets, ask))
-		_ = own.Close()
+		_, _ = own.Close(), used[0].Close()
 	case "serve": // one connection
 		for _, a := range ask {
 			ln := must(sockets.Listener(a.Network, a.Addr))
