@@ -24,6 +24,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/fiber-prefork/prefork/internal/control"
+	"github.com/fiber-prefork/prefork/internal/report"
 	"github.com/fiber-prefork/prefork/internal/socket"
 	"github.com/fiber-prefork/prefork/internal/systemd"
 )
@@ -36,6 +37,7 @@ const (
 
 	listenerFD = 3
 	controlFD  = 4
+	pageFD     = 5
 )
 
 const (
@@ -200,8 +202,10 @@ func (h *history) String() string {
 type inheritance struct {
 	childEnv
 	control *control.Conn
-	drain   chan order // gets the one order to drain
-	ended   latch      // the app that this child serves has ended
+	page    *report.Page
+	busy    chan struct{} // gets a word when a report is wanted of a quiet child
+	drain   chan order    // gets the one order to drain
+	ended   latch         // the app that this child serves has ended
 
 	mu    sync.Mutex
 	ln    *inheritedListener // set by the first listener() that matches
@@ -229,13 +233,18 @@ func inherit() *inheritance {
 		_ = os.Unsetenv(envFiber)
 		return nil
 	}
-	adopt(listenerFD, controlFD)
+	adopt(listenerFD, controlFD, pageFD)
 	conn, err := control.Open(controlFD)
+	var page *report.Page
+	if err == nil {
+		page, err = report.Open(pageFD)
+	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "%sslot %d pid %d: %v\n", logPrefix, env.slot, os.Getpid(), err)
 		os.Exit(1)
 	}
-	in := &inheritance{childEnv: env, control: conn, drain: make(chan order, 1), ended: newLatch()}
+	page.Forget()
+	in := &inheritance{childEnv: env, control: conn, page: page, busy: make(chan struct{}, 1), drain: make(chan order, 1), ended: newLatch()}
 	go in.receive()
 	return in
 }
@@ -252,6 +261,9 @@ func (in *inheritance) receive() {
 			case in.drain <- order{askedByMaster, m.Within}:
 			default: // asked before
 			}
+			continue
+		case err == nil && m.Kind == control.Poke:
+			in.wake()
 			continue
 		case err == nil && m.Kind == control.Cover:
 			in.cover(m)
@@ -272,6 +284,14 @@ func (in *inheritance) receive() {
 		default:
 		}
 		return
+	}
+}
+
+// wake makes a quiet child report.
+func (in *inheritance) wake() {
+	select {
+	case in.busy <- struct{}{}:
+	default:
 	}
 }
 
@@ -358,6 +378,7 @@ type child struct {
 	draining atomic.Bool
 	asked    atomic.Uint64 // requests that have come to a handler
 	answered atomic.Uint64 // and left it
+	quiet    atomic.Bool   // nothing happens, and no report is made
 	conns    connections
 	cut      atomic.Bool // hijacked connections were left at the deadline
 }
@@ -478,21 +499,53 @@ func (c *child) signalled(sig os.Signal) {
 	_ = c.in.control.Send(control.Message{Kind: control.Replace, Text: sig.String()})
 }
 
-// report tells the master that this process lives, and what it has done.
+// report tells the master that this process lives, and what it has done, until
+// the process ends. When nothing has happened for some reports it pauses: to
+// wake an idle process costs more than a busy one's report.
 func (c *child) report() {
 	tick := time.NewTicker(c.cfg.ReportInterval)
 	defer tick.Stop()
+	last, same := uint64(0), 0
 	for {
+		asked, answered := c.asked.Load(), c.answered.Load()
+		if same++; asked != last || asked != answered {
+			last, same = asked, 0
+		}
+		r := report.Report{Conns: uint32(c.conns.open()), Requests: answered}
+		if r.Quiet = canBeQuiet && same >= quietAfter; r.Quiet {
+			c.quiet.Store(true)
+		}
+		c.in.page.Write(r)
+		if !r.Quiet {
+			select {
+			case <-tick.C:
+			case <-c.in.ended.c:
+				return
+			}
+			continue
+		}
 		select {
-		case <-tick.C:
-			// A master that does not read is stopped, or is dead, which is seen elsewhere.
-			_ = c.in.control.Send(control.Message{
-				Kind: control.Report, Conns: uint32(c.conns.open()), Requests: c.answered.Load(),
-			})
+		case <-c.in.busy:
+			same = 0
+		case <-time.After(quietInterval(&c.cfg)):
 		case <-c.in.ended.c:
 			return
 		}
+		c.quiet.Store(false)
+		tick.Reset(c.cfg.ReportInterval)
 	}
+}
+
+// quietAfter is how many reports without a change make a child quiet.
+const quietAfter = 4
+
+// quietInterval is how often a quiet child reports.
+func quietInterval(cfg *ListenConfig) time.Duration {
+	const most = 15 * time.Second
+	if cfg.HangTimeout < 0 {
+		return max(most, cfg.ReportInterval)
+	}
+	return max(min(most, cfg.HangTimeout/2), cfg.ReportInterval)
 }
 
 // drain ends the child on behalf of asker.
@@ -591,6 +644,9 @@ func (c *child) openConnections() int32 {
 func (c *child) lastAnswer(answer fasthttp.RequestHandler) fasthttp.RequestHandler {
 	return func(ctx *fasthttp.RequestCtx) {
 		c.asked.Add(1)
+		if c.quiet.Load() && c.quiet.CompareAndSwap(true, false) {
+			c.in.wake()
+		}
 		answer(ctx)
 		c.answered.Add(1)
 		if !c.draining.Load() {

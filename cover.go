@@ -26,28 +26,6 @@ const (
 	abortGrace = 2 * time.Second
 )
 
-// received takes in a message of p, on the goroutine that receives, and says
-// whether it is an event. Reports are not: they come often.
-func (p *process) received(m *control.Message) bool {
-	if m.Kind != control.Report {
-		return true
-	}
-	p.conns.Store(m.Conns)
-	p.requests.Store(m.Requests)
-	p.reported.Store(int64(time.Since(p.startedAt)))
-	return p.wanted.Swap(false)
-}
-
-// lastReport is when p last said that it lives. What was not heard while the
-// master was stopped does not count as silence.
-func (m *master) lastReport(p *process) time.Time {
-	last := p.startedAt.Add(time.Duration(p.reported.Load()))
-	if last.Before(m.awake) {
-		return m.awake
-	}
-	return last
-}
-
 // notePause notes that the master was stopped, or the machine, if it is awake
 // much later than it wanted to be.
 func (m *master) notePause(wanted time.Time) {
@@ -56,61 +34,107 @@ func (m *master) notePause(wanted time.Time) {
 	}
 }
 
-// listens says whether p is to report.
-func (p *process) listens() bool { return !p.readyAt.IsZero() && !p.asked && p.interval > 0 }
+// reports says whether p is to make reports.
+func (p *process) reports() bool { return !p.readyAt.IsZero() && !p.asked && p.interval > 0 }
 
-// listenAt says when p is looked at next.
-func (m *master) listenAt(p *process) time.Time {
-	last := m.lastReport(p)
+// quietLooks is how many intervals after a look at a quiet child the next is.
+const quietLooks = 2
+
+// lookAt says when p is looked at next.
+func (m *master) lookAt(p *process) time.Time {
 	switch {
-	case !p.listens():
+	case !p.reports():
 		return time.Time{}
 	case !p.abortAt.IsZero():
 		return p.abortAt.Add(abortGrace)
-	case p.silent && m.cfg.HangTimeout < 0:
-		return time.Time{}
-	case p.silent:
-		return last.Add(m.cfg.HangTimeout)
 	case !p.suspect.IsZero():
 		return p.suspect
+	case p.silent || !p.waiting.IsZero():
+		return p.looked.Add(p.interval)
+	case p.quiet:
+		return p.looked.Add(quietLooks * p.interval)
 	default:
-		return last.Add(lateReports * p.interval)
+		return m.heardOf(p).Add(lateReports * p.interval)
 	}
 }
 
-// listenFor looks whether p still reports.
-func (m *master) listenFor(p *process, now time.Time) {
-	if !p.listens() {
+// heardOf says when p last said that it lives. The time in which the master
+// was stopped does not count.
+func (m *master) heardOf(p *process) time.Time {
+	if p.heard.Before(m.awake) {
+		return m.awake
+	}
+	return p.heard
+}
+
+// look looks whether p still reports.
+func (m *master) look(p *process, now time.Time) {
+	if !p.reports() || now.Before(m.lookAt(p)) {
 		return
 	}
-	s, quiet := p.slot, now.Sub(m.lastReport(p))
+	r := p.page.Read()
+	if r.Beat != p.beat {
+		// The clock may have been set: it is only believed within the time
+		// since the last look.
+		age := min(max(0, now.Sub(r.At)), now.Sub(p.looked))
+		p.beat, p.heard, p.quiet, p.waiting = r.Beat, now.Add(-age), r.Quiet, time.Time{}
+	}
+	p.looked = now
+	since, limit := m.heardOf(p), lateReports*p.interval
+	if p.quiet {
+		// It is asked for nothing as long as nobody wants anything of it.
+		since, limit = m.wanted(p, since, now)
+	}
+	s, late := p.slot, now.Sub(since)
 	switch {
 	case !p.abortAt.IsZero():
 		if now.Sub(p.abortAt) >= abortGrace {
 			p.abortAt = now
 			p.signal(os.Kill)
 		}
-	case quiet < lateReports*p.interval:
+	case late < limit:
 		p.suspect = time.Time{}
 		if p.silent {
 			p.silent, s.State = false, ChildReady
 			m.log.infof("slot %d pid %d: reports again", s.Slot, p.pid)
 		}
-	case p.suspect.IsZero():
+	case !p.silent && p.suspect.IsZero():
 		p.suspect = now.Add(secondLook)
-	case now.Before(p.suspect):
 	case !p.silent:
-		p.silent, s.State = true, ChildSilent
-		p.wanted.Store(true)
+		p.silent, s.State, p.suspect = true, ChildSilent, time.Time{}
 		m.log.warnf("slot %d pid %d: has not reported for %v; last: %d connections, %d requests answered",
-			s.Slot, p.pid, quiet.Round(time.Millisecond), p.conns.Load(), p.requests.Load())
-	case m.cfg.HangTimeout >= 0 && quiet >= m.cfg.HangTimeout:
+			s.Slot, p.pid, late.Round(time.Millisecond), r.Conns, r.Requests)
+		_ = p.control.Send(control.Message{Kind: control.Poke}) // when it goes on it says so
+	case m.cfg.HangTimeout >= 0 && late >= m.cfg.HangTimeout:
 		p.abortAt = now
 		m.log.errorf("slot %d pid %d: hangs: has not reported for %v (HangTimeout); last: %d connections, %d requests answered: ended",
-			s.Slot, p.pid, quiet.Round(time.Millisecond), p.conns.Load(), p.requests.Load())
+			s.Slot, p.pid, late.Round(time.Millisecond), r.Conns, r.Requests)
 		child := s.Child
 		m.post(func() { m.app.hooks.hung(child) })
 		p.signal(abort)
+	}
+}
+
+// wanted says since when a quiet child should have reported, and how long
+// that may take: one for which connections wait should at once.
+func (m *master) wanted(p *process, heard, now time.Time) (since time.Time, limit time.Duration) {
+	queued := 0
+	if m.cfg.ListenerMode == ListenerModeReuseport {
+		queued, _ = p.slot.socket.Queued() // 0 if the system does not know
+	}
+	switch {
+	case queued == 0 && !p.silent:
+		p.waiting = time.Time{}
+	case p.waiting.IsZero():
+		p.waiting = now
+	}
+	switch {
+	case !p.waiting.IsZero():
+		return p.waiting, p.interval
+	case m.cfg.HangTimeout >= 0:
+		return heard, m.cfg.HangTimeout * 3 / 4 // it is poked then
+	default:
+		return now, 1
 	}
 }
 

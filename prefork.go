@@ -31,6 +31,7 @@ import (
 	"github.com/gofiber/fiber/v3"
 
 	"github.com/fiber-prefork/prefork/internal/control"
+	"github.com/fiber-prefork/prefork/internal/report"
 	"github.com/fiber-prefork/prefork/internal/socket"
 )
 
@@ -207,7 +208,13 @@ type process struct {
 	readyAt  time.Time     // zero until it is
 	deadline time.Time     // of its start or its drain; zero when none
 	failure  string        // why it is killed
-	interval time.Duration // of its reports; 0 when it sends none
+	interval time.Duration // of its reports
+	page     *report.Page  // where it makes them
+	beat     uint64        // of the last one that was seen
+	heard    time.Time     // when that was made
+	looked   time.Time     // when it was looked for last
+	quiet    bool          // it says that nothing happens
+	waiting  time.Time     // since when connections wait for it though it is quiet; zero if none does
 	suspect  time.Time     // when it is looked at again, because it is late
 	silent   bool          // it is late
 	abortAt  time.Time     // when it was asked to abort; zero if it was not
@@ -215,12 +222,7 @@ type process struct {
 	replace  string        // why it is to be recycled, "" if it is not
 	limits   limits        // on its life
 
-	// Written by the goroutine that receives, see received.
-	reported atomic.Int64 // time of its last report, since startedAt
-	conns    atomic.Uint32
-	requests atomic.Uint64
-	wanted   atomic.Bool // the next report is an event
-	hold     hold        // ends receiving for another program: see upgrade.go
+	hold hold // ends receiving for another program: see upgrade.go
 }
 
 // signalWatch is the watching of signals: its end, and its beginning anew
@@ -609,8 +611,6 @@ func (m *master) handle(e event) {
 	case e.message.Kind == control.Replace:
 		m.log.infof("slot %d pid %d: %s: asks to be replaced", s.Slot, p.pid, e.message.Text)
 		p.replace = e.message.Text
-	case e.message.Kind == control.Report:
-		m.due(time.Now()) // it is not silent any more
 	case e.message.Kind == control.Overdue:
 		m.log.warnf("slot %d pid %d: connections were cut off at the drain deadline", s.Slot, p.pid)
 		if m.draining && m.drainErr == nil {
@@ -623,7 +623,7 @@ func (m *master) handle(e event) {
 func (m *master) ready(p *process, message *control.Message) {
 	s, now := p.slot, time.Now()
 	p.readyAt, p.deadline, p.interval = now, time.Time{}, message.Interval
-	p.reported.Store(int64(now.Sub(p.startedAt)))
+	p.heard, p.looked = now, now
 	p.limits = m.newLimits(now)
 	switch {
 	case p == s.next:

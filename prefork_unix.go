@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fiber-prefork/prefork/internal/control"
+	"github.com/fiber-prefork/prefork/internal/report"
 	"github.com/fiber-prefork/prefork/internal/socket"
 )
 
@@ -48,6 +49,11 @@ func (p *process) start(at *socket.Socket, env childEnv, img *image, as *credent
 		return err
 	}
 	defer func() { _ = theirs.Close() }()
+	page, err := report.New()
+	if err != nil {
+		_ = channel.Close()
+		return err
+	}
 
 	cmd := &exec.Cmd{
 		Path:       img.path(),
@@ -55,16 +61,17 @@ func (p *process) start(at *socket.Socket, env childEnv, img *image, as *credent
 		Env:        environ(env, procs),
 		Stdout:     os.Stdout,
 		Stderr:     os.Stderr,
-		ExtraFiles: []*os.File{listener, theirs}, // listenerFD, controlFD
+		ExtraFiles: []*os.File{listener, theirs, page.File()}, // listenerFD, controlFD, pageFD
 	}
 	if as != nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: (*syscall.Credential)(as)}
 	}
 	if err := cmd.Start(); err != nil {
+		page.Close()
 		_ = channel.Close()
 		return fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
-	p.pid, p.startedAt, p.control = cmd.Process.Pid, time.Now(), channel
+	p.pid, p.startedAt, p.control, p.page = cmd.Process.Pid, time.Now(), channel, page
 	p.attend(cmd.Process, events)
 	return nil
 }
@@ -280,6 +287,7 @@ func inheritState() *handover {
 		unix.CloseOnExec(k.Socket.FD)
 		if k.Child != nil {
 			unix.CloseOnExec(k.Child.Control)
+			unix.CloseOnExec(k.Child.Page)
 		}
 	}
 	guardOutput()

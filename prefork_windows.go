@@ -12,6 +12,8 @@ import (
 	"github.com/fiber-prefork/prefork/internal/socket"
 )
 
+const canBeQuiet = false
+
 // terminate asks a process to go.
 var terminate = os.Kill
 

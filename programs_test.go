@@ -232,6 +232,7 @@ func instrument(app *prefork.App, o *programOptions) {
 		tell("exit", "%d %d code=%d asked=%t status=%s", e.Slot, e.PID, e.ExitCode, e.Asked, e.Status)
 		return nil
 	})
+	app.Hooks().OnChildHang(func(c prefork.Child) error { tell("hang", "%d %d %s", c.Slot, c.PID, c.State); return nil })
 	app.Hooks().OnChildRecover(func(oldPID, newPID int) error { tell("recover", "%d %d", oldPID, newPID); return nil })
 	app.Hooks().OnPreShutdown(func() error { tell("preshutdown", ""); return nil })
 	app.Hooks().OnPostShutdown(func(err error) error {
@@ -361,6 +362,11 @@ func routes(app *fiber.App) {
 	app.Get("/panic", func(fiber.Ctx) error {
 		go func() { panic("outside a handler") }()
 		select {}
+	})
+	app.Get("/spin", func(fiber.Ctx) error {
+		tell("spinning", "")
+		for { //nolint:staticcheck // it is to hang the process
+		}
 	})
 	app.Get("/alloc", func(c fiber.Ctx) error {
 		var hold [][]byte

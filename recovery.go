@@ -76,6 +76,7 @@ const groupGrace = 250 * time.Millisecond
 // exited takes in that a child has ended.
 func (m *master) exited(p *process, exit ChildExit) {
 	now, s := time.Now(), p.slot
+	p.page.Close()
 	exit.Slot, exit.Generation, exit.Asked, exit.Uptime = s.Slot, p.generation, p.asked, now.Sub(p.startedAt)
 	switch p {
 	case s.process:
@@ -177,7 +178,7 @@ func (m *master) due(now time.Time) {
 			m.overdue(p, now)
 		}
 		if p := s.process; p != nil {
-			m.listenFor(p, now)
+			m.look(p, now)
 		}
 	}
 	if !m.stopping.sent() {
@@ -226,7 +227,7 @@ func (m *master) nextDue(now time.Time) time.Duration {
 			at(p.deadline)
 		}
 		if p := s.process; p != nil {
-			at(m.listenAt(p))
+			at(m.lookAt(p))
 			at(m.recycleAt(s))
 		}
 	}

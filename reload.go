@@ -512,7 +512,7 @@ func (m *master) recycle(now time.Time) {
 // enough says why p is to be recycled, "" if it is not.
 func (p *process) enough(now time.Time) string {
 	l := &p.limits
-	switch n := p.requests.Load(); {
+	switch n := p.page.Read().Requests; {
 	case p.replace != "":
 		return p.replace
 	case l.requests > 0 && n >= l.requests:

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -34,6 +35,22 @@ func stat(pid string) []string {
 		return []string{"", ""}
 	}
 	return strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+}
+
+// processorTime is what a process has used, in ns of precision.
+func processorTime(t *testing.T, pid int) time.Duration {
+	t.Helper()
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+	require.NoError(t, err)
+	sum := time.Duration(0)
+	for _, path := range threads {
+		b, err := os.ReadFile(path)
+		require.NoError(t, err)
+		ns, err := strconv.ParseInt(strings.Fields(string(b))[0], 10, 64)
+		require.NoError(t, err)
+		sum += time.Duration(ns)
+	}
+	return sum
 }
 
 // zombies counts the children of pid that have ended and were not waited for.

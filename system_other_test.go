@@ -5,6 +5,7 @@ package prefork_test
 import (
 	"runtime"
 	"testing"
+	"time"
 )
 
 // spreads says whether the kernel spreads connections over reuseport sockets.
@@ -18,6 +19,8 @@ const (
 )
 
 func stopped(int) bool { return true }
+
+func processorTime(*testing.T, int) time.Duration { return 0 }
 
 func zombies(int) int { return 0 }
 

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/fiber-prefork/prefork/internal/control"
+	"github.com/fiber-prefork/prefork/internal/report"
 	"github.com/fiber-prefork/prefork/internal/socket"
 )
 
@@ -91,8 +92,7 @@ type keptProcess struct {
 	Ready     bool
 	ReadyAt   time.Time
 	Interval  time.Duration
-	Conns     uint32
-	Requests  uint64
+	Page      int // descriptor
 }
 
 // replace replaces this program. It returns only if that is impossible.
@@ -174,11 +174,11 @@ func (m *master) handover() (*handover, func(bool) (*handover, error)) {
 			}
 			if p := s.process; p != nil {
 				fd, err := p.control.Keep(keep)
-				failed = errors.Join(failed, err)
+				page, pageErr := p.page.Keep(keep)
+				failed = errors.Join(failed, err, pageErr)
 				k.Child = &keptProcess{
 					PID: p.pid, Control: fd, Unread: p.control.Unread(), StartedAt: p.startedAt,
-					Ready: !p.readyAt.IsZero(), ReadyAt: p.readyAt, Interval: p.interval,
-					Conns: p.conns.Load(), Requests: p.requests.Load(),
+					Ready: !p.readyAt.IsZero(), ReadyAt: p.readyAt, Interval: p.interval, Page: page,
 				}
 			}
 			h.Slots = append(h.Slots, k)
@@ -262,14 +262,16 @@ func (m *master) adopt(s *slot, k *keptProcess) error {
 	if err != nil {
 		return err
 	}
+	page, err := report.Open(uintptr(k.Page))
+	if err != nil {
+		return err
+	}
 	now := time.Now()
 	p := &process{
+		heard: now, looked: now, page: page,
 		slot: s, pid: k.PID, generation: s.Generation, startedAt: k.StartedAt, control: conn,
 		interval: k.Interval, read: make(chan struct{}), hold: newHold(),
 	}
-	p.conns.Store(k.Conns)
-	p.requests.Store(k.Requests)
-	p.reported.Store(int64(now.Sub(p.startedAt)))
 	switch {
 	case k.Ready:
 		p.readyAt = k.ReadyAt
@@ -309,9 +311,8 @@ func (p *process) receive(events chan<- event) {
 	for {
 		message, err := p.control.Receive()
 		switch {
-		case err == nil && p.received(&message):
-			events <- event{process: p, message: &message}
 		case err == nil:
+			events <- event{process: p, message: &message}
 		case errors.Is(err, os.ErrDeadlineExceeded) && p.hold.on.Load():
 			p.hold.held <- struct{}{}
 			<-p.hold.goOn
@@ -345,6 +346,9 @@ func (h *handover) release() {
 		if k.Child != nil {
 			if conn, err := control.Open(uintptr(k.Child.Control)); err == nil {
 				_ = conn.Close()
+			}
+			if page, err := report.Open(uintptr(k.Child.Page)); err == nil {
+				page.Close()
 			}
 		}
 	}

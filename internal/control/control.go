@@ -47,16 +47,17 @@ const (
 	Status                  // child → master: Text says what it is doing on its own
 	Drain                   // master → child: drain and exit within Within
 	Overdue                 // child → master: the time is over and requests were cut off
-	Report                  // child → master, every Interval: it lives; Conns, Requests
 	Replace                 // child → master: Text says why it wants to be replaced
 	Cover                   // master → child: accept from the listener of Slot too, which goes along
 	Uncover                 // master → child: no longer
+	Poke                    // master → child: it is to report, if it is quiet
 	kinds
 )
 
 var names = [kinds]string{
 	Ready: "ready", Status: "status", Drain: "drain", Overdue: "overdue",
-	Report: "report", Replace: "replace", Cover: "cover", Uncover: "uncover",
+	Replace: "replace", Cover: "cover", Uncover: "uncover",
+	Poke: "poke",
 }
 
 func (k Kind) String() string {
@@ -72,9 +73,7 @@ type Message struct {
 	Text     string        // of Status and Replace: at most MaxPayload bytes, the rest is cut off
 	Within   time.Duration // of Drain: the time that is left, in whole milliseconds, not negative
 	State    uint32        // of Ready: the version of an upgrade's state that the program can take over
-	Interval time.Duration // of Ready: how often reports come, in whole milliseconds, not negative
-	Conns    uint32        // of Report: the connections that are open
-	Requests uint64        // of Report: the requests that were answered so far
+	Interval time.Duration // of Ready: how often it reports, in whole milliseconds, not negative
 	Slot     uint32        // of Cover and Uncover
 
 	File *os.File // of a Cover that was received: the caller closes it; nil if none came along
@@ -91,9 +90,6 @@ func Append(b []byte, m Message) []byte {
 	case Ready:
 		payload = binary.BigEndian.AppendUint32(nil, m.State)
 		payload = binary.BigEndian.AppendUint64(payload, milliseconds(m.Interval))
-	case Report:
-		payload = binary.BigEndian.AppendUint32(nil, m.Conns)
-		payload = binary.BigEndian.AppendUint64(payload, m.Requests)
 	case Cover, Uncover:
 		payload = binary.BigEndian.AppendUint32(nil, m.Slot)
 	default:
@@ -169,8 +165,6 @@ func Read(r *bufio.Reader) (Message, error) {
 		m.Within = p.duration()
 	case Ready:
 		m.State, m.Interval = p.uint32(), p.duration()
-	case Report:
-		m.Conns, m.Requests = p.uint32(), p.uint64()
 	case Cover, Uncover:
 		m.Slot = p.uint32()
 	default: // Overdue has nothing; what a later program's has is for others to read

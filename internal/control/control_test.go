@@ -18,7 +18,6 @@ func TestRoundTrip(t *testing.T) {
 		{Kind: Ready},
 		{Kind: Ready, State: 7, Interval: 250 * time.Millisecond},
 		{Kind: Overdue},
-		{Kind: Report, Conns: 12, Requests: 1 << 40},
 		{Kind: Replace, Text: "hangup"},
 		{Kind: Cover, Slot: 3},
 		{Kind: Uncover, Slot: 1023},
@@ -60,7 +59,6 @@ func TestReadRefuses(t *testing.T) {
 		"version":       {2, byte(Ready), 0, 0},
 		"ready payload": {Version, byte(Ready), 0, 1, 0},
 		"cover payload": {Version, byte(Cover), 0, 3, 0, 0, 0},
-		"report":        {Version, byte(Report), 0, 11, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0},
 		"drain payload": {Version, byte(Drain), 0, 1, 0},
 		"long payload":  {Version, byte(Status), 0xff, 0xff},
 		"drain forever": append([]byte{Version, byte(Drain), 0, 8}, bytes.Repeat([]byte{0xff}, 8)...),
@@ -74,9 +72,9 @@ func TestReadRefuses(t *testing.T) {
 		_, err = read((Append(nil, Message{Kind: Drain})[:cut]))
 		require.ErrorIs(t, err, io.ErrUnexpectedEOF, "cut after %d bytes", cut)
 	}
-	assert.Equal(t, []string{"ready", "status", "drain", "overdue", "report", "replace", "cover", "uncover", "kind 99", "kind 0"},
+	assert.Equal(t, []string{"ready", "status", "drain", "overdue", "replace", "cover", "uncover", "kind 99", "kind 0"},
 		[]string{
-			Ready.String(), Status.String(), Drain.String(), Overdue.String(), Report.String(),
+			Ready.String(), Status.String(), Drain.String(), Overdue.String(),
 			Replace.String(), Cover.String(), Uncover.String(), Kind(99).String(), Kind(0).String(),
 		})
 }

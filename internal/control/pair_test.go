@@ -78,19 +78,19 @@ func TestSendFD(t *testing.T) {
 func TestHandOver(t *testing.T) {
 	mine, theirs := pair(t)
 	for i := range 3 {
-		require.NoError(t, theirs.Send(Message{Kind: Report, Requests: uint64(i)}))
+		require.NoError(t, theirs.Send(Message{Kind: Uncover, Slot: uint32(i)}))
 	}
 	m, err := mine.Receive()
 	require.NoError(t, err)
-	assert.Zero(t, m.Requests)
+	assert.Zero(t, m.Slot)
 	mine.ReceiveWithin(0)
-	n := uint64(1)
+	n := uint32(1)
 	for { // what was received already is still given out
 		m, err = mine.Receive()
 		if err != nil {
 			break
 		}
-		assert.Equal(t, n, m.Requests)
+		assert.Equal(t, n, m.Slot)
 		n++
 	}
 	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
@@ -107,14 +107,14 @@ func TestHandOver(t *testing.T) {
 	m, err = again.Receive()
 	require.NoError(t, err)
 	assert.Equal(t, "kept", m.Text)
-	require.NoError(t, theirs.Send(Message{Kind: Report, Requests: 9}))
+	require.NoError(t, theirs.Send(Message{Kind: Uncover, Slot: 9}))
 	for n <= 9 {
 		m, err = again.Receive()
 		require.NoError(t, err)
 		if n < 3 {
-			assert.Equal(t, n, m.Requests)
+			assert.Equal(t, n, m.Slot)
 		} else {
-			assert.Equal(t, uint64(9), m.Requests)
+			assert.Equal(t, uint32(9), m.Slot)
 			break
 		}
 		n++
