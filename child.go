@@ -43,6 +43,9 @@ const (
 const (
 	// drainPoll is how often a draining child looks whether all connections are gone.
 	drainPoll = 5 * time.Millisecond
+	// closeTime is how long before the drain deadline idle connections are
+	// closed at the latest: fasthttp looks every 100 ms whether they are gone.
+	closeTime = 300 * time.Millisecond
 	// idlePoll is how often it looks how long they have not been used.
 	idlePoll = 100 * time.Millisecond
 	// acceptWarning is the least time between two warnings that accept fails.
@@ -587,13 +590,18 @@ func (c *child) lameDuck() error {
 	defer c.conns.closeSilent()
 	tick := time.NewTicker(drainPoll)
 	defer tick.Stop()
-	since, look := time.Now(), time.Time{}
+	began := time.Now()
+	since, look := began, time.Time{}
+	end := since.Add(time.Hour)
+	if deadline, ok := ctx.Deadline(); ok { // Fiber needs time to close what is idle
+		end = deadline.Add(-min(closeTime, deadline.Sub(began)/2))
+	}
 	for c.openConnections() > 0 {
 		now := time.Now()
 		if !c.ln.exhausted() && c.asked.Load() != c.answered.Load() {
 			since = now // a wrapper with a limit accepts when these are answered
 		}
-		if now.Sub(since) >= c.cfg.DrainIdle {
+		if now.Sub(since) >= c.cfg.DrainIdle || now.After(end) {
 			break
 		}
 		if c.ln.exhausted() && now.Sub(look) >= idlePoll {

@@ -38,7 +38,7 @@ func (m *master) notePause(wanted time.Time) {
 func (p *process) reports() bool { return !p.readyAt.IsZero() && !p.asked && p.interval > 0 }
 
 // quietLooks is how many intervals after a look at a quiet child the next is.
-const quietLooks = 2
+const quietLooks = 3
 
 // lookAt says when p is looked at next.
 func (m *master) lookAt(p *process) time.Time {
@@ -69,7 +69,13 @@ func (m *master) heardOf(p *process) time.Time {
 
 // look looks whether p still reports.
 func (m *master) look(p *process, now time.Time) {
-	if !p.reports() || now.Before(m.lookAt(p)) {
+	// Quiet ones are looked at together: each time of its own would wake the
+	// master.
+	early := time.Duration(0)
+	if p.quiet {
+		early = p.interval
+	}
+	if !p.reports() || now.Add(early).Before(m.lookAt(p)) {
 		return
 	}
 	r := p.page.Read()
@@ -130,7 +136,7 @@ func (m *master) wanted(p *process, heard, now time.Time) (since time.Time, limi
 	}
 	switch {
 	case !p.waiting.IsZero():
-		return p.waiting, p.interval
+		return p.waiting, 0
 	case m.cfg.HangTimeout >= 0:
 		return heard, m.cfg.HangTimeout * 3 / 4 // it is poked then
 	default:

@@ -546,8 +546,10 @@ func bindOrTake(network, addr string, mode os.FileMode) (*socket.Socket, error) 
 	s, err := socket.Take(ln)
 	if err != nil {
 		_ = ln.Close()
+		return nil, err
 	}
-	return s, err
+	s.Disown() // the file is the service manager's
+	return s, nil
 }
 
 // Listener serves HTTP on ln, as fiber.App.Listener does. With EnablePrefork

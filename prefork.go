@@ -26,6 +26,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/gofiber/fiber/v3"
@@ -388,6 +389,7 @@ func (m *master) bind(bind func() (*socket.Socket, error)) error {
 		return fmt.Errorf("prefork: %w", err)
 	}
 	m.slots = []*slot{{socket: first}}
+	asked := m.cfg.ListenerMode
 	if m.cfg.ListenerMode == ListenerModeAuto && first.Addr().Network() == "unix" {
 		m.cfg.ListenerMode = ListenerModeShared
 	}
@@ -409,12 +411,27 @@ func (m *master) bind(bind func() (*socket.Socket, error)) error {
 	}
 	m.slots = m.slots[:0]
 	for len(m.slots) < m.cfg.Children {
-		if err := m.addSlot(first); err != nil {
+		err := m.addSlot(first)
+		if denied(err) && asked == ListenerModeAuto && !m.cfg.DisableReuseportFallback {
+			// first is of the service manager, which may bind what we may not.
+			m.log.warnf("all children share one listener: %v", err)
+			for _, s := range m.slots[1:] {
+				_ = s.socket.Close()
+			}
+			m.cfg.ListenerMode, m.slots = ListenerModeShared, m.slots[:1]
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("prefork: %w", err)
 		}
 	}
 	m.publish()
 	return nil
+}
+
+// denied says whether a listener could not be opened beside one that is open.
+func denied(err error) bool {
+	return errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EACCES)
 }
 
 // addSlot adds a slot at the end. The first one gets first.

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log"
 	"net"
 	"os"
@@ -147,6 +148,7 @@ func instrument(app *prefork.App, o *programOptions) {
 		time.Sleep(300 * time.Millisecond)
 		return c.SendString("slept")
 	})
+	longRoutes(app.App, draining)
 	shutdown := func() { go func() { tell("shutdown", "%v", app.Shutdown()) }() }
 	if o.At != "" && !prefork.IsChild() {
 		switch o.At {
@@ -268,6 +270,39 @@ func operate(app *prefork.App) {
 			}
 		}
 	}
+}
+
+// longRoutes adds connections that go on until the client or the process ends,
+// or, with ?until=1, until 700 ms after the beginning of the drain.
+func longRoutes(app *fiber.App, draining <-chan struct{}) {
+	tick := func(until bool, w io.Writer, flush func() error) {
+		var end <-chan time.Time
+		begin := draining
+		if !until {
+			begin = nil
+		}
+		for {
+			if _, err := io.WriteString(w, "tick\n"); err != nil || flush() != nil {
+				return
+			}
+			select {
+			case <-begin:
+				begin, end = nil, time.After(700*time.Millisecond)
+			case <-end:
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	}
+	app.Get("/hijack", func(c fiber.Ctx) error {
+		until := c.Query("until") == "1"
+		c.RequestCtx().Hijack(func(conn net.Conn) { tick(until, conn, func() error { return nil }) })
+		return c.SendStatus(fiber.StatusSwitchingProtocols)
+	})
+	app.Get("/stream", func(c fiber.Ctx) error {
+		until := c.Query("until") == "1"
+		return c.SendStreamWriter(func(w *bufio.Writer) { tick(until, w, w.Flush) })
+	})
 }
 
 // limits lowers a limit of the process at SIGUSR1 and raises it at SIGWINCH.

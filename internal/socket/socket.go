@@ -39,5 +39,8 @@ type Kept struct {
 // Addr returns the address that the socket is bound to, port 0 resolved.
 func (s *Socket) Addr() net.Addr { return s.addr }
 
+// Disown leaves the file of a unix socket to others.
+func (s *Socket) Disown() { s.path, s.unlink = "", nil }
+
 // isUnix says whether s has a path and not a port.
 func (s *Socket) isUnix() bool { return s.addr.Network() == "unix" }
