@@ -281,8 +281,12 @@ type event struct {
 	ask     *ask
 }
 
-// errStopped is the outcome of a start that a shutdown has overtaken.
-var errStopped = errors.New("stopped while starting")
+var (
+	// errStopped is the outcome of a start that a shutdown has overtaken,
+	// errStoppedReload of a reload.
+	errStopped       = errors.New("stopped while starting")
+	errStoppedReload = errors.New("stopped while reloading")
+)
 
 // abortTimeout is the drain deadline of a start that failed.
 const abortTimeout = 500 * time.Millisecond
@@ -510,7 +514,7 @@ func (m *master) watch() (stop func()) {
 // ends and no child is left. Nobody else touches the slots.
 func (m *master) supervise() {
 	defer m.drained.send()
-	defer m.endReloads(errStopped)
+	defer m.endReloads(errStoppedReload)
 	m.awake = time.Now()
 	if m.kept == nil {
 		for _, s := range m.slots {
@@ -544,7 +548,7 @@ func (m *master) supervise() {
 		case <-stopping: // OnPreShutdown handlers run now: their time counts
 			stopping = nil
 			m.notify.stopping()
-			m.endReloads(errStopped)
+			m.endReloads(errStoppedReload)
 			if !m.draining {
 				m.deadline = m.end.context(m.cfg.ShutdownTimeout).Done()
 			}

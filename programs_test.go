@@ -39,6 +39,7 @@ type programOptions struct {
 	Init        time.Duration // that main takes before Listen in a child
 	FailStart   string        // how a child ends before it is ready: "exit" or "hang", with a slot for that slot only
 	FailAgain   bool          // FailStart is for children with a recovery behind them only
+	FailIf      string        // FailStart is for while there is a file at this path only
 	Flag        string        // path of a file by which children tell that they have been there
 	AfterListen time.Duration // that main takes after Listen
 	PostDelay   time.Duration // of OnPostShutdown
@@ -256,6 +257,13 @@ func operate(app *prefork.App) {
 		switch line := lines.Text(); {
 		case line == "reload":
 			err = app.Reload(context.Background())
+		case line == "reloads":
+			var all sync.WaitGroup
+			for range 10 {
+				all.Go(func() { tell("operated", "%v", app.Reload(context.Background())) })
+			}
+			all.Wait()
+			continue
 		case line == "upgrade":
 			err = app.Upgrade(context.Background())
 		default:
@@ -365,6 +373,11 @@ func failStart(o *programOptions) {
 	if o.FailAgain {
 		if f, err := os.OpenFile(o.Flag+slotOf(), os.O_CREATE|os.O_EXCL, 0o600); err == nil {
 			_ = f.Close()
+			return
+		}
+	}
+	if o.FailIf != "" {
+		if _, err := os.Stat(o.FailIf); err != nil {
 			return
 		}
 	}

@@ -83,7 +83,7 @@ func (m *master) exited(p *process, exit ChildExit) {
 		s.lose(&exit, now, asksToEnd(exit.Signal))
 	case s.next:
 		s.next = nil
-		m.notReady(p, exit.line())
+		m.notReady(p, exit.Status)
 	default:
 		s.leaving = slices.DeleteFunc(s.leaving, func(other *process) bool { return other == p })
 		m.log.infof("slot %d pid %d: %s", s.Slot, exit.PID, exit.line())

@@ -107,7 +107,7 @@ func (m *master) replace() error {
 	m.log.infof("replacing the program of the master: pid %d", os.Getpid())
 	m.log.queue.flushWithin(hookGrace)
 	if m.stopping.sent() {
-		return errStopped
+		return errStoppedReload
 	}
 	m.holdChildren()
 	state, keep := m.handover()
