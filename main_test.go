@@ -85,8 +85,7 @@ type server struct {
 	cmd  *exec.Cmd
 	addr string // that OnListen told, "host:port"
 
-	in         *os.File // its standard input, for operate
-	operations int      // that were asked for
+	in *os.File // its standard input
 
 	mu    sync.Mutex
 	lines []string
@@ -179,13 +178,30 @@ func (s *server) output() string {
 	return strings.Join(s.lines, "\n")
 }
 
+// reply has the program told something on its standard input, and returns the
+// submatches of the first line that it says then which matches.
+func (s *server) reply(to, pattern string) []string {
+	s.t.Helper()
+	s.mu.Lock()
+	from := len(s.lines)
+	s.mu.Unlock()
+	_, err := s.in.WriteString(to + "\n")
+	require.NoError(s.t, err)
+	var found [][]string
+	eventually(s.t, func() bool { found = s.matchesFrom(from, pattern); return len(found) > 0 }, "no reply to %q", to)
+	return found[0]
+}
+
 // matches returns the submatches of every line that matches.
-func (s *server) matches(pattern string) [][]string {
+func (s *server) matches(pattern string) [][]string { return s.matchesFrom(0, pattern) }
+
+// matchesFrom is matches without the first lines.
+func (s *server) matchesFrom(from int, pattern string) [][]string {
 	re := regexp.MustCompile(pattern)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var found [][]string
-	for _, line := range s.lines {
+	for _, line := range s.lines[from:] {
 		if m := re.FindStringSubmatch(line); m != nil {
 			found = append(found, m)
 		}

@@ -47,10 +47,7 @@ func TestReloads(t *testing.T) {
 // operate has the master do something, and returns the outcome.
 func (s *server) operate(what string) string {
 	s.t.Helper()
-	_, err := s.in.WriteString(what + "\n")
-	require.NoError(s.t, err)
-	s.operations++
-	return s.awaitN(`^EVENT \d+ operated (.*)`, s.operations)[s.operations-1][1]
+	return s.reply(what, `^EVENT \d+ operated (.*)`)[1]
 }
 
 // TestHangupReloads: SIGHUP is a reload.
@@ -181,7 +178,6 @@ func TestDeathDuringReload(t *testing.T) {
 	l.more(50)
 	l.cleanBut(diedWith(death.Add(100 * time.Millisecond)))
 	assert.Len(t, old, 2)
-	s.operations++
 	assert.Equal(t, "<nil>", s.operate("reload"), "and it can be reloaded")
 	s.stop()
 }

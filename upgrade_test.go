@@ -23,7 +23,7 @@ import (
 func build(t *testing.T, version string, flags ...string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "app-"+version)
-	args := []string{"build", "-o", path, "-ldflags", strings.Join(append(flags, "-X main.version="+version), " ")}
+	args := []string{"build", "-race=" + strconv.FormatBool(raceEnabled), "-o", path, "-ldflags", strings.Join(append(flags, "-X main.version="+version), " ")}
 	out, err := exec.Command("go", append(args, "./internal/testapp")...).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	return path
@@ -68,12 +68,8 @@ func (s *server) upgrade() {
 
 func (s *server) descriptors() int {
 	s.t.Helper()
-	n := len(s.matches(`^EVENT \d+ status`))
-	_, err := s.in.WriteString("status\n")
+	count, err := strconv.Atoi(s.reply("status", `^EVENT \d+ status fds=(\d+)`)[1])
 	require.NoError(s.t, err)
-	count, err := strconv.Atoi(s.awaitN(`^EVENT \d+ status fds=(\d+)`, n+1)[n][1])
-	require.NoError(s.t, err)
-	s.operations++
 	return count
 }
 

@@ -9,6 +9,8 @@ import (
 	"log"
 	"net"
 	"os"
+	"strconv"
+	"sync"
 	"time"
 
 	"github.com/gofiber/fiber/v3"
@@ -45,6 +47,9 @@ func main() {
 	cfg := prefork.ListenConfig{
 		EnablePrefork: true, DisableStartupMessage: true, Children: 2, DrainIdle: time.Second,
 		ListenerNetwork: "tcp", ChildStartTimeout: 20 * time.Second,
+	}
+	if n, err := strconv.Atoi(os.Getenv("TESTAPP_CHILDREN")); err == nil {
+		cfg.Children = n
 	}
 	switch os.Getenv("TESTAPP_MODE") {
 	case "shared":
@@ -88,9 +93,31 @@ func operate(app *prefork.App) {
 			err = app.Reload(context.Background())
 		case "upgrade":
 			err = app.Upgrade(context.Background())
+		case "reloads":
+			var all sync.WaitGroup
+			for range 3 {
+				all.Go(func() { _ = app.Reload(context.Background()) })
+			}
+			all.Wait()
+		case "children":
+			ready, children := 0, app.Children()
+			for _, c := range children {
+				if c.State == prefork.ChildReady {
+					ready++
+				}
+			}
+			size := len(children)
+			for _, c := range children {
+				if c.State == prefork.ChildDraining {
+					size-- // of a slot that is removed
+				}
+			}
+			fmt.Printf("EVENT %d children ready=%d size=%d\n", os.Getpid(), ready, size)
+			continue
 		case "status":
 			fds, _ := os.ReadDir("/proc/self/fd")
 			fmt.Printf("EVENT %d status fds=%d\n", os.Getpid(), len(fds))
+			continue
 		default:
 			if _, err = fmt.Sscanf(string(line), "scale %d", &n); err == nil {
 				err = app.Scale(n)
