@@ -17,7 +17,7 @@ type notifier struct {
 	queue      *calls
 	watchdogAt time.Time // zero when there is no watchdog
 	interval   time.Duration
-	last       string // status
+	last       string // count that was told
 }
 
 func newNotifier(log logger) notifier {
@@ -50,7 +50,6 @@ func (n *notifier) ready(ready, all int) {
 
 // reloading says that a reload begins.
 func (n *notifier) reloading(what string) {
-	n.last = what
 	n.send(func() error { return n.to.Reloading(what) })
 }
 

@@ -530,8 +530,8 @@ func (m *master) supervise() {
 	for !m.draining || m.alive() > 0 {
 		if m.starting && !m.stopping.sent() && (m.kept != nil || m.allReady()) {
 			m.starting = false
-			m.publish()
 			m.notify.ready(m.count())
+			m.publish()
 			m.started <- nil
 		}
 		m.advance(time.Now())

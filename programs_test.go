@@ -431,6 +431,13 @@ func routes(app *fiber.App) {
 	app.Get("/ischild", func(c fiber.Ctx) error {
 		return c.SendString(fmt.Sprint(prefork.IsChild(), fiber.IsChild()))
 	})
+	app.Get("/id", func(c fiber.Ctx) error {
+		groups, err := os.Getgroups()
+		if err != nil {
+			return err
+		}
+		return c.SendString(fmt.Sprint(os.Getuid(), os.Getgid(), groups))
+	})
 	app.Get("/env", func(c fiber.Ctx) error { return c.SendString(strings.Join(os.Environ(), "\n")) })
 }
 
