@@ -511,7 +511,8 @@ func (c *child) report() {
 	last, same := uint64(0), 0
 	for {
 		asked, answered := c.asked.Load(), c.answered.Load()
-		if same++; asked != last || asked != answered {
+		same++
+		if asked != last || asked != answered {
 			last, same = asked, 0
 		}
 		r := report.Report{Conns: uint32(c.conns.open()), Requests: answered}

@@ -6,6 +6,7 @@ package prefork_test
 
 import (
 	"fmt"
+	"net"
 	"path/filepath"
 	"strconv"
 	"syscall"
@@ -115,21 +116,15 @@ func TestDrainOfACoveringChild(t *testing.T) {
 	kill(t, pids[0], syscall.SIGKILL)
 	s.await(`\[prefork\] slot \d: covered by 1 children`)
 	suspend(t, pids[1])
-	var bodies []string
-	conns := make([]interface{ Close() error }, 0, 100)
-	results := make(chan string, 100)
+	var conns []net.Conn
 	for range 100 {
-		conn := dial(t, "tcp", s.addr, "/")
-		conns = append(conns, conn)
-		go func() { _, body := answer(t, conn); results <- body }()
+		conns = append(conns, dial(t, "tcp", s.addr, "/"))
 	}
 	s.signal(syscall.SIGTERM)
 	s.await("terminated: draining")
 	kill(t, pids[1], syscall.SIGCONT)
-	for range conns {
-		bodies = append(bodies, <-results)
-	}
-	for _, body := range bodies {
+	for _, conn := range conns {
+		_, body := answer(t, conn)
 		assert.Equal(t, strconv.Itoa(pids[1]), body)
 	}
 	assert.Equal(t, 0, s.exit())
@@ -208,7 +203,7 @@ func TestHang(t *testing.T) {
 			conn := dial(t, "tcp", s.addr, "/spin")
 			pid, _ = strconv.Atoi(s.await(`EVENT (\d+) spinning`)[1])
 			status = "exit status 2"
-			defer func() { _ = conn.Close() }()
+			t.Cleanup(func() { _ = conn.Close() })
 		} else {
 			suspend(t, pid)
 		}

@@ -55,13 +55,21 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	_ = os.Setenv("ADDR", freeAddr()) // of the example
-	goleak.VerifyTestMain(m,
+	goleak.VerifyTestMain(runner{m},
 		// fasthttp's pool sleeps for 10 s between looks at whether it has ended.
 		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.(*workerPool).Start.func2"),
 		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.updateServerDate.func1"),
 		// One that a program without prefork starts and never ends.
 		goleak.IgnoreAnyFunction("os/signal.loop"),
 	)
+}
+
+// runner cleans up after the tests.
+type runner struct{ m *testing.M }
+
+func (r runner) Run() int {
+	defer func() { _ = os.RemoveAll(builds.dir) }()
+	return r.m.Run()
 }
 
 // long says that measurements are wanted: they take their time, and need a

@@ -156,7 +156,7 @@ func programPath() string {
 	if named, err = filepath.Abs(named); err != nil {
 		return self
 	}
-	a, err := os.Stat(named)
+	a, err := os.Stat(named) //nolint:gosec // our own executable
 	if err != nil {
 		return self
 	}

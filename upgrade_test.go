@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -19,13 +20,42 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// builds are the versions of internal/testapp that were made so far, by their
+// flags: making one takes seconds.
+var builds = struct {
+	mu    sync.Mutex
+	dir   string
+	paths map[string]string
+}{paths: map[string]string{}}
+
 // build makes a version of internal/testapp.
 func build(t *testing.T, version string, flags ...string) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "app-"+version)
-	args := []string{"build", "-race=" + strconv.FormatBool(raceEnabled), "-o", path, "-ldflags", strings.Join(append(flags, "-X main.version="+version), " ")}
+	return buildWith(t, "", append(flags, "-X main.version="+version)...)
+}
+
+// buildWith is build with files that take the place of others.
+func buildWith(t *testing.T, overlay string, flags ...string) string {
+	t.Helper()
+	builds.mu.Lock()
+	defer builds.mu.Unlock()
+	link := strings.Join(flags, " ")
+	if path, ok := builds.paths[link]; ok {
+		return path
+	}
+	if builds.dir == "" {
+		dir, err := os.MkdirTemp("", "prefork-builds") //nolint:usetesting // for all tests: TestMain removes it
+		require.NoError(t, err)
+		builds.dir = dir
+	}
+	path := filepath.Join(builds.dir, fmt.Sprintf("app-%d", len(builds.paths)))
+	args := []string{"build", "-race=" + strconv.FormatBool(raceEnabled), "-o", path, "-ldflags", link}
+	if overlay != "" {
+		args = append(args, "-overlay", overlay)
+	}
 	out, err := exec.Command("go", append(args, "./internal/testapp")...).CombinedOutput()
 	require.NoError(t, err, "%s", out)
+	builds.paths[link] = path
 	return path
 }
 
@@ -180,8 +210,5 @@ func otherState(t *testing.T) string {
 	require.NoError(t, err)
 	overlay := filepath.Join(dir, "overlay.json")
 	require.NoError(t, os.WriteFile(overlay, fmt.Appendf(nil, `{"Replace":{%q:%q}}`, original, changed), 0o600))
-	path := filepath.Join(dir, "app")
-	out, err := exec.Command("go", "build", "-overlay", overlay, "-o", path, "-ldflags", "-X main.version=other", "./internal/testapp").CombinedOutput()
-	require.NoError(t, err, "%s", out)
-	return path
+	return buildWith(t, overlay, "-X main.version=other")
 }

@@ -26,7 +26,7 @@ func TestRoundTrip(t *testing.T) {
 		{Kind: Drain},
 		{Kind: Drain, Within: 9500 * time.Millisecond},
 	} {
-		got, err := read((Append(nil, m)))
+		got, err := read(Append(nil, m))
 		require.NoError(t, err)
 		assert.Equal(t, m, got)
 	}
@@ -35,11 +35,11 @@ func TestRoundTrip(t *testing.T) {
 func read(b []byte) (Message, error) { return Read(bufio.NewReader(bytes.NewReader(b))) }
 
 func TestAppendBounds(t *testing.T) {
-	m, err := read((Append(nil, Message{Kind: Status, Text: strings.Repeat("x", 2*MaxPayload)})))
+	m, err := read(Append(nil, Message{Kind: Status, Text: strings.Repeat("x", 2*MaxPayload)}))
 	require.NoError(t, err)
 	assert.Len(t, m.Text, MaxPayload)
 
-	m, err = read((Append(nil, Message{Kind: Drain, Within: -time.Second})))
+	m, err = read(Append(nil, Message{Kind: Drain, Within: -time.Second}))
 	require.NoError(t, err)
 	assert.Zero(t, m.Within)
 }
@@ -63,13 +63,13 @@ func TestReadRefuses(t *testing.T) {
 		"long payload":  {Version, byte(Status), 0xff, 0xff},
 		"drain forever": append([]byte{Version, byte(Drain), 0, 8}, bytes.Repeat([]byte{0xff}, 8)...),
 	} {
-		_, err := read((frame))
+		_, err := read(frame)
 		require.ErrorIs(t, err, ErrMalformed, name)
 	}
 	_, err := read(nil)
 	require.ErrorIs(t, err, io.EOF)
 	for cut := 1; cut < 12; cut++ {
-		_, err = read((Append(nil, Message{Kind: Drain})[:cut]))
+		_, err = read(Append(nil, Message{Kind: Drain})[:cut])
 		require.ErrorIs(t, err, io.ErrUnexpectedEOF, "cut after %d bytes", cut)
 	}
 	assert.Equal(t, []string{"ready", "status", "drain", "overdue", "replace", "cover", "uncover", "kind 99", "kind 0"},

@@ -51,7 +51,9 @@ type Page struct {
 	file file
 }
 
-func (p *Page) fields() *fields { return (*fields)(unsafe.Pointer(&p.mem[0])) }
+func (p *Page) fields() *fields {
+	return (*fields)(unsafe.Pointer(&p.mem[0])) //nolint:gosec // a page is aligned, and large enough
+}
 
 // Write makes a report. Its Beat and At are set here.
 func (p *Page) Write(r Report) {

@@ -83,7 +83,7 @@ func TestSpreadAfterClose(t *testing.T) {
 	for range 50 {
 		conn, err := net.Dial("tcp4", first.Addr().String())
 		require.NoError(t, err)
-		defer func() { _ = conn.Close() }()
+		t.Cleanup(func() { _ = conn.Close() })
 	}
 	n, err := first.Queued()
 	require.NoError(t, err)
