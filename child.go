@@ -602,6 +602,9 @@ func (c *child) lameDuck() error {
 		if !c.ln.exhausted() && c.asked.Load() != c.answered.Load() {
 			since = now // a wrapper with a limit accepts when these are answered
 		}
+		if latest := c.conns.latest(); latest.After(since) {
+			since = latest
+		}
 		if now.Sub(since) >= c.cfg.DrainIdle || now.After(end) {
 			break
 		}

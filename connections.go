@@ -22,6 +22,7 @@ type connections struct {
 	silent atomic.Int64 // how many of conns are: most requests have nothing to look for
 
 	mu       sync.Mutex
+	newest   time.Time         // when the last one came
 	conns    map[net.Conn]bool // whether nothing was ever asked on it
 	hijacked map[net.Conn]struct{}
 	sweepAt  int // how many of hijacked are looked through for those that have ended
@@ -47,6 +48,7 @@ func (s *connections) watch(next func(net.Conn, fasthttp.ConnState)) func(net.Co
 		case fasthttp.StateNew:
 			s.conns[conn] = true
 			s.silent.Add(1)
+			s.newest = time.Now()
 		case fasthttp.StateActive, fasthttp.StateIdle:
 			s.conns[conn] = false
 		case fasthttp.StateHijacked:
@@ -65,6 +67,13 @@ func (s *connections) open() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.conns) + len(s.hijacked)
+}
+
+// latest says when the last connection came.
+func (s *connections) latest() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.newest
 }
 
 // closeSilent closes those on which nothing was ever asked, such as a browser

@@ -111,7 +111,7 @@ func TestQueueIsCovered(t *testing.T) {
 // TestDrainOfACoveringChild: what it has been given is served to the end.
 func TestDrainOfACoveringChild(t *testing.T) {
 	t.Parallel()
-	s := start(t, "app", options{"enable_prefork": true, "Children": 2, "listener_mode": 1, "prefork_recover_interval": time.Hour})
+	s := start(t, "app", options{"enable_prefork": true, "drain_idle": keepAlive, "Children": 2, "listener_mode": 1, "prefork_recover_interval": time.Hour})
 	pids := s.readyPIDs(2)
 	kill(t, pids[0], syscall.SIGKILL)
 	s.await(`\[prefork\] slot \d: covered by 1 children`)
@@ -223,11 +223,14 @@ func TestHangTimeoutOff(t *testing.T) {
 	t.Parallel()
 	s := start(t, "app", options{"enable_prefork": true, "Children": 2, "hang_timeout": -1, "report_interval": 10 * time.Millisecond})
 	pid := s.readyPIDs(2)[0]
+	l := startLoad(t, s.addr, 0, 8) // a quiet child would not be missed
+	l.more(20)
 	suspend(t, pid)
 	s.await(`has not reported`)
 	time.Sleep(500 * time.Millisecond) // in which it would be ended
 	kill(t, pid, syscall.SIGCONT)
 	s.await(`reports again`)
+	l.clean()
 	assert.Empty(t, s.matches("EVENT .* exit"))
 	s.stop()
 }

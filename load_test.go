@@ -51,6 +51,10 @@ type failure struct {
 	err    error
 }
 
+// keepAlive is the default of DrainIdle: clients that go on asking on a
+// connection do so within this time, also on a machine that is very busy.
+const keepAlive = 5 * time.Second
+
 // startLoad lets clients ask for "/", some on one connection as long as that
 // lasts, some on a new connection for each request.
 func startLoad(t testing.TB, addr string, keepAlive, closing int) *load {

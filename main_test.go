@@ -106,7 +106,9 @@ type server struct {
 // way. Its output is read once launch has started it.
 func prepare(t testing.TB, program string, opts options) *server {
 	t.Helper()
-	all := options{"drain_idle": 200 * time.Millisecond} // many tests leave a connection open
+	// Many tests leave a connection open. Those in which clients go on asking
+	// on theirs want the default.
+	all := options{"drain_idle": 200 * time.Millisecond}
 	for name, value := range opts {
 		all[name] = value
 	}

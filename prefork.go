@@ -314,13 +314,13 @@ func (a *App) serveMaster(cfg ListenConfig, tlsConfig *tls.Config, key string, b
 		images: make(map[int]*image), awake: time.Now(),
 		stopping: newLatch(), drainAsk: newLatch(), killAsk: newLatch(), drained: newLatch(),
 	}
+	if m.credential, err = lookUp(cfg.ChildCredential); err != nil {
+		return err
+	}
 	if err := m.register(); err != nil {
 		return err
 	}
 	defer here.masters.Add(-1)
-	if m.credential, err = lookUp(cfg.ChildCredential); err != nil {
-		return err
-	}
 	m.notify = newNotifier(m.log)
 	m.kept = here.claim(key)
 	defer func() { here.history.add(a.index, key, err) }()
@@ -777,11 +777,15 @@ func (m *master) finish() {
 	}
 }
 
-// closeSockets gives up the master's hold on all listeners.
+// closeSockets gives up the master's hold on all listeners, and on the
+// executables: no child is started any more.
 func (m *master) closeSockets() {
 	for _, s := range m.slots {
 		s.socket.Unlink()
 		_ = s.socket.Close()
+	}
+	for _, img := range m.images {
+		img.close()
 	}
 }
 

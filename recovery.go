@@ -181,9 +181,7 @@ func (m *master) due(now time.Time) {
 			m.look(p, now)
 		}
 	}
-	if !m.stopping.sent() {
-		m.notify.watchdog(now)
-	}
+	m.notify.watchdog(now)
 }
 
 // waits says whether s is to get a child at respawnAt. While a reload fills
@@ -215,6 +213,7 @@ func (m *master) nextDue(now time.Time) time.Duration {
 			next = min(next, max(0, t.Sub(now)))
 		}
 	}
+	at(m.notify.watchdogAt)
 	if m.stopping.sent() {
 		return next
 	}
@@ -234,6 +233,5 @@ func (m *master) nextDue(now time.Time) time.Duration {
 	if s := m.slots[len(m.slots)-1]; s.removed {
 		at(s.closeAt)
 	}
-	at(m.notify.watchdogAt)
 	return next
 }

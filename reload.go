@@ -192,13 +192,11 @@ func (m *master) beginReload(now time.Time) {
 // whether all is done.
 func (m *master) stepReload(now time.Time) {
 	r := m.reload
-	done, starting := true, 0
+	done, starting := m.settled(), 0
 	for _, s := range m.slots {
 		if s.next != nil {
 			starting++
 		}
-		// What drains has to be gone, and what ended to be judged.
-		done = done && s.next == nil && s.exit == nil && len(s.leaving) == 0
 	}
 	for _, s := range m.active() {
 		if s.next != nil || s.Generation == r.target {
@@ -218,6 +216,14 @@ func (m *master) stepReload(now time.Time) {
 		return
 	}
 	m.finishReload(now)
+}
+
+// settled says whether no slot is in between: what drains is gone, and what
+// has ended is judged.
+func (m *master) settled() bool {
+	return !slices.ContainsFunc(m.slots, func(s *slot) bool {
+		return s.next != nil || s.exit != nil || len(s.leaving) > 0
+	})
 }
 
 // succeed starts the successor of the child of s.
@@ -303,14 +309,17 @@ func (m *master) failReload(err error) {
 // it does not return, unless the master cannot be replaced.
 func (m *master) finishReload(now time.Time) {
 	r := m.reload
-	took := now.Sub(r.began).Round(time.Millisecond)
 	if r.reason == nil {
-		m.generation = r.target
-		m.log.infof("reloaded: generation %d, after %v", m.generation, took)
+		if m.generation != r.target {
+			m.generation = r.target
+			m.log.infof("reloaded: generation %d, after %v", m.generation, now.Sub(r.began).Round(time.Millisecond))
+		}
 		if r.upgrade {
-			if err := m.replace(); err != nil {
-				r.reason = fmt.Errorf("prefork: %w: %w", ErrUpgrade, err)
+			err := m.replace()
+			if errors.Is(err, errUnsettled) {
+				return // it is tried again
 			}
+			r.reason = fmt.Errorf("prefork: %w: %w", ErrUpgrade, err)
 		}
 	} else {
 		r.reason = fmt.Errorf("prefork: %w: %w", ErrReload, r.reason)

@@ -29,7 +29,7 @@ func TestReloads(t *testing.T) {
 		if mode == 1 && !spreads {
 			continue
 		}
-		s := start(t, "app", options{"enable_prefork": true, "Children": 2, "listener_mode": mode, "At": "operate", "drain_idle": 5 * time.Second})
+		s := start(t, "app", options{"enable_prefork": true, "drain_idle": keepAlive, "Children": 2, "listener_mode": mode, "At": "operate"})
 		l := startLoad(t, s.addr, 64, 64)
 		l.more(200)
 		for range 20 {
@@ -74,7 +74,7 @@ func TestReloadThatFails(t *testing.T) {
 	for _, rollback := range []bool{false, true} {
 		flag := filepath.Join(t.TempDir(), "broken")
 		s := start(t, "app", options{
-			"enable_prefork": true, "Children": 3, "At": "operate", "reload_rollback": rollback, "FailStart": "exit1", "FailIf": flag,
+			"enable_prefork": true, "drain_idle": keepAlive, "Children": 3, "At": "operate", "reload_rollback": rollback, "FailStart": "exit1", "FailIf": flag,
 		})
 		old := s.readyPIDs(3)
 		l := startLoad(t, s.addr, 8, 8)
@@ -218,7 +218,7 @@ func TestScale(t *testing.T) {
 		if mode == 1 && !spreads {
 			continue
 		}
-		s := start(t, "app", options{"enable_prefork": true, "Children": 1, "listener_mode": mode, "At": "operate"})
+		s := start(t, "app", options{"enable_prefork": true, "drain_idle": keepAlive, "Children": 1, "listener_mode": mode, "At": "operate"})
 		l := startLoad(t, s.addr, 32, 32)
 		l.more(100)
 		ready := 1
@@ -304,7 +304,7 @@ func TestRecycling(t *testing.T) {
 			if name == "ChildMaxRSS" && !spreads {
 				t.Skip("Linux only")
 			}
-			all := options{"enable_prefork": true, "Children": 3, "Init": 100 * time.Millisecond, "report_interval": 50 * time.Millisecond}
+			all := options{"enable_prefork": true, "drain_idle": keepAlive, "Children": 3, "Init": 100 * time.Millisecond, "report_interval": 50 * time.Millisecond}
 			for k, v := range opts {
 				all[k] = v
 			}
@@ -347,7 +347,7 @@ func TestRecyclingThatFails(t *testing.T) {
 // TestSignalsInAChild: each is at least a clean drain.
 func TestSignalsInAChild(t *testing.T) {
 	t.Parallel()
-	s := start(t, "app", options{"enable_prefork": true, "Children": 2})
+	s := start(t, "app", options{"enable_prefork": true, "drain_idle": keepAlive, "Children": 2})
 	s.readyPIDs(2)
 	l := startLoad(t, s.addr, 16, 16)
 	for i, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGUSR2, syscall.SIGTTIN, syscall.SIGTTOU, syscall.SIGINT, syscall.SIGTERM} {
@@ -368,7 +368,7 @@ func TestSignalsInAChild(t *testing.T) {
 // TestSignalsToAll: as pkill sends them, to the master and to its children.
 func TestSignalsToAll(t *testing.T) {
 	t.Parallel()
-	s := prepare(t, "app", options{"enable_prefork": true, "Children": 3})
+	s := prepare(t, "app", options{"enable_prefork": true, "drain_idle": keepAlive, "Children": 3})
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	s.launch().awaitListen()
 	s.readyPIDs(3)

@@ -383,7 +383,7 @@ func TestSignalToAChild(t *testing.T) {
 // connection is answered, and told that it was the last time.
 func TestKeepAliveDuringDrain(t *testing.T) {
 	t.Parallel()
-	s := start(t, "app", options{"enable_prefork": true, "Children": 2})
+	s := start(t, "app", options{"enable_prefork": true, "drain_idle": keepAlive, "Children": 2})
 	var wg sync.WaitGroup
 	for range 32 {
 		wg.Add(1)
@@ -423,7 +423,7 @@ func TestQueueDuringDrain(t *testing.T) {
 		if mode == 1 && !spreads {
 			continue
 		}
-		s := start(t, "app", options{"enable_prefork": true, "Children": 2, "listener_mode": mode})
+		s := start(t, "app", options{"enable_prefork": true, "drain_idle": keepAlive, "Children": 2, "listener_mode": mode})
 		pids := s.readyPIDs(2)
 		for _, pid := range pids {
 			suspend(t, pid)

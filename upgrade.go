@@ -95,6 +95,10 @@ type keptProcess struct {
 	Page      int // descriptor
 }
 
+// errUnsettled says that something has happened to a child, which this program
+// has to see to.
+var errUnsettled = errors.New("a child has ended meanwhile")
+
 // replace replaces this program. It returns only if that is impossible.
 func (m *master) replace() error {
 	img := m.images[m.generation]
@@ -106,12 +110,17 @@ func (m *master) replace() error {
 	m.notify.queue.flushWithin(hookGrace)
 	m.log.infof("replacing the program of the master: pid %d", os.Getpid())
 	m.log.queue.flushWithin(hookGrace)
-	if m.stopping.sent() {
-		return errStoppedReload
-	}
 	m.holdChildren()
 	state, keep := m.handover()
-	err := replaceImage(img, state, keep)
+	var err error
+	switch {
+	case m.stopping.sent():
+		err = errStoppedReload
+	case !m.settled(): // a child has left meanwhile
+		err = errUnsettled
+	default:
+		err = replaceImage(img, state, keep)
+	}
 	// Still here.
 	m.signals.again()
 	_, _ = keep(false)
@@ -123,29 +132,35 @@ func (m *master) replace() error {
 	return err
 }
 
-// holdChildren stops receiving from the children, between two messages.
+// holdChildren stops receiving from the children, between two messages. What
+// comes until then is handled, and may bring another child.
 func (m *master) holdChildren() {
-	for _, s := range m.slots {
-		for _, p := range s.processes() {
-			p.hold.begin(p.control)
-			for held := false; !held; {
-				select {
-				case <-p.hold.held:
-					held = true
-				case <-p.read:
-					held = true
-				case e := <-m.events: // it may be what somebody waits to get rid of
-					m.handle(e)
+	for again := true; again; {
+		again = false
+		for _, s := range m.slots {
+			for _, p := range s.processes() {
+				if p.hold.on.Load() {
+					continue
+				}
+				again = true
+				p.hold.begin(p.control)
+				for held := false; !held; {
+					select {
+					case <-p.hold.held:
+						held = true
+					case <-p.read:
+						held = true
+					case e := <-m.events: // it may be what p waits to get rid of
+						m.handle(e)
+					}
 				}
 			}
 		}
-	}
-	for {
 		select {
 		case e := <-m.events:
 			m.handle(e)
+			again = true
 		default:
-			return
 		}
 	}
 }

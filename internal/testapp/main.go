@@ -45,7 +45,7 @@ func main() {
 		os.Exit(9)
 	}
 	cfg := prefork.ListenConfig{
-		EnablePrefork: true, DisableStartupMessage: true, Children: 2, DrainIdle: time.Second,
+		EnablePrefork: true, DisableStartupMessage: true, Children: 2,
 		ListenerNetwork: "tcp", ChildStartTimeout: 20 * time.Second,
 	}
 	if n, err := strconv.Atoi(os.Getenv("TESTAPP_CHILDREN")); err == nil {
