@@ -19,6 +19,9 @@ import (
 	"github.com/gofiber/fiber/v3"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/fiber-prefork/prefork/internal/control"
+	"github.com/fiber-prefork/prefork/internal/report"
 )
 
 // run plays a slot whose children live for uptime each, by the synctest
@@ -303,4 +306,108 @@ func TestCallsRunInOrder(t *testing.T) {
 	assert.False(t, c.flushWithin(time.Millisecond))
 	close(block)
 	assert.True(t, c.flushWithin(time.Minute))
+}
+
+// FuzzParseHandover: what another program has left is taken as it is, or not.
+func FuzzParseHandover(f *testing.F) {
+	pid := os.Getpid()
+	f.Add(fmt.Sprintf(`{"Version":1,"PID":%d,"Key":"tcp :3000","Mode":1,"Slots":[{"Socket":{"FD":9,"Network":"tcp"},"Child":{"PID":2,"Control":7,"Page":8}}]}`, pid))
+	f.Add(`{"Version":2}`)
+	f.Add(`{"Version":1,"PID":-1}`)
+	f.Add("")
+	f.Fuzz(func(t *testing.T, s string) {
+		h, err := parseHandover([]byte(s))
+		if err != nil {
+			return
+		}
+		if h.Version != stateVersion || h.PID != pid || len(h.Slots) == 0 {
+			t.Fatalf("%s became %+v", s, h)
+		}
+	})
+}
+
+// TestParseHandoverRefuses what is not for this program.
+func TestParseHandoverRefuses(t *testing.T) {
+	pid := os.Getpid()
+	for state, want := range map[string]string{
+		``:                      "unexpected end",
+		`{"Version":9}`:         "of version 9, want 1",
+		`{"Version":1,"PID":1}`: "of process 1",
+		fmt.Sprintf(`{"Version":1,"PID":%d}`, pid):                       "0 slots",
+		fmt.Sprintf(`{"Version":1,"PID":%d,"Mode":0,"Slots":[{}]}`, pid): "listener mode 0",
+	} {
+		_, err := parseHandover([]byte(state))
+		require.ErrorContains(t, err, want, state)
+	}
+}
+
+// TestCoverers: those that follow a slot cover it, and not all of them.
+func TestCoverers(t *testing.T) {
+	var able []*process
+	for i := range 6 {
+		if i != 2 {
+			able = append(able, &process{slot: &slot{Child: Child{Slot: i}}})
+		}
+	}
+	slots := func(of int) (all []int) {
+		for _, p := range coverers(able, of) {
+			all = append(all, p.slot.Slot)
+		}
+		return all
+	}
+	assert.Equal(t, []int{3, 4, 5, 0}, slots(2))
+	assert.Equal(t, []int{0, 1, 3, 4}, slots(9), "a slot that is removed")
+	assert.Empty(t, coverers(nil, 0))
+}
+
+// TestLook plays a child by its page and looks at it as the supervise
+// goroutine does.
+func TestLook(t *testing.T) {
+	page, err := report.New()
+	require.NoError(t, err)
+	defer page.Close()
+	now := time.Now()
+	m := &master{
+		app: New(), cfg: ListenConfig{HangTimeout: time.Minute, ReportInterval: time.Second, ListenerMode: ListenerModeShared},
+		log: logger{queue: newCalls()}, calls: newCalls(), stopping: newLatch(), awake: now,
+	}
+	mine, theirs, err := control.Pair()
+	require.NoError(t, err)
+	defer func() { _, _ = mine.Close(), theirs.Close() }()
+	var signals []os.Signal
+	s := &slot{}
+	p := &process{
+		slot: s, page: page, control: mine, interval: time.Second, readyAt: now, heard: now, looked: now,
+		signal: func(sig os.Signal) { signals = append(signals, sig) },
+	}
+	s.process = p
+	m.slots, m.size = []*slot{s}, 1
+	// at looks when it is time to, until d from now.
+	at := func(d time.Duration) {
+		until := now.Add(d)
+		for !m.lookAt(p).IsZero() && !m.lookAt(p).After(until) {
+			m.look(p, m.lookAt(p))
+		}
+	}
+	at(2900 * time.Millisecond)
+	assert.False(t, p.silent, "two reports are missing")
+	at(3100 * time.Millisecond)
+	assert.True(t, p.silent, "three are, and at a second look too")
+	page.Write(report.Report{})
+	at(5 * time.Second)
+	assert.False(t, p.silent, "it is back")
+	m.awake = now.Add(time.Hour) // the master was stopped
+	at(time.Hour + 2*time.Second)
+	assert.False(t, p.silent)
+	page.Write(report.Report{Quiet: true})
+	at(time.Hour + 40*time.Second)
+	assert.False(t, p.silent, "it said that it is quiet")
+	at(time.Hour + 55*time.Second)
+	assert.True(t, p.silent, "but not for so long")
+	assert.Empty(t, signals)
+	at(time.Hour + 2*time.Minute)
+	require.NotEmpty(t, signals)
+	assert.Equal(t, abort, signals[0])
+	m.calls.flush()
+	m.log.queue.flush()
 }

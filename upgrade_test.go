@@ -6,9 +6,11 @@ package prefork_test
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -80,9 +82,14 @@ func writeProgram(t *testing.T, path string, b []byte) {
 // startApp starts the program at path, and waits until it listens.
 func startApp(t *testing.T, path string, env ...string) *server {
 	t.Helper()
+	return startAppAt(t, path, append([]string{"TESTAPP_ADDR=127.0.0.1:0"}, env...)...)
+}
+
+func startAppAt(t *testing.T, path string, env ...string) *server {
+	t.Helper()
 	s := prepare(t, "", nil)
 	s.cmd.Path, s.cmd.Args = path, []string{path}
-	s.cmd.Env = append(append(s.cmd.Env, "TESTAPP_ADDR=127.0.0.1:0"), env...)
+	s.cmd.Env = append(s.cmd.Env, env...)
 	s.launch().awaitListen()
 	return s
 }
@@ -211,4 +218,103 @@ func otherState(t *testing.T) string {
 	overlay := filepath.Join(dir, "overlay.json")
 	require.NoError(t, os.WriteFile(overlay, fmt.Appendf(nil, `{"Replace":{%q:%q}}`, original, changed), 0o600))
 	return buildWith(t, overlay, "-X main.version=other")
+}
+
+// TestUpgradeKeepsWhatWasScaled, and the file of a unix socket, and the
+// executable is found through a symbolic link as a deploy changes it.
+func TestUpgradeKeepsWhatWasScaled(t *testing.T) {
+	t.Parallel()
+	dir := openDir(t)
+	for _, version := range []string{"A", "B"} {
+		install(t, build(t, version), filepath.Join(dir, version))
+	}
+	current := filepath.Join(dir, "current")
+	require.NoError(t, os.Symlink("A", current))
+	at := filepath.Join(dir, "s")
+	s := startAppAt(t, current, "TESTAPP_MODE=unix", "TESTAPP_ADDR="+at)
+	ask := func() string {
+		conn, err := net.Dial("unix", at)
+		require.NoError(t, err)
+		defer func() { _ = conn.Close() }()
+		_, err = fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		require.NoError(t, err)
+		_, body := answer(t, conn)
+		return body
+	}
+	assert.True(t, strings.HasPrefix(ask(), "A "))
+	before, err := os.Stat(at)
+	require.NoError(t, err)
+	require.Equal(t, "<nil>", s.operate("scale 3"))
+	s.readyPIDs(3)
+
+	require.NoError(t, os.Symlink("B", current+".new"))
+	require.NoError(t, os.Rename(current+".new", current))
+	s.upgrade()
+	assert.True(t, strings.HasPrefix(ask(), "B "))
+	after, err := os.Stat(at)
+	require.NoError(t, err)
+	assert.True(t, os.SameFile(before, after))
+	assert.Equal(t, "3", s.reply("children", `children ready=(\d+) size=3`)[1])
+	s.stop()
+	assert.NoFileExists(t, at)
+}
+
+// TestUpgradeWithASlotDown: a child that is not there is no obstacle, and
+// comes back in the new program.
+func TestUpgradeWithASlotDown(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "app")
+	install(t, build(t, "A"), path)
+	s := startApp(t, path, "TESTAPP_INTERVAL=1h")
+	pid := s.readyPIDs(2)[0]
+	kill(t, pid, syscall.SIGKILL)
+	s.await(`next child in 1h0m0s`)
+	install(t, build(t, "B"), path)
+	s.upgrade() // the reload fills the slot
+	assert.Equal(t, "2", s.reply("children", `children ready=(\d+) size=2`)[1])
+	assert.True(t, strings.HasPrefix(s.get("/"), "B "))
+	s.stop()
+}
+
+// TestUpgradeToAnotherAddress: the new program serves there, and what the old
+// one had is let go.
+func TestUpgradeToAnotherAddress(t *testing.T) {
+	t.Parallel()
+	path, file := filepath.Join(t.TempDir(), "app"), filepath.Join(t.TempDir(), "addr")
+	install(t, build(t, "A"), path)
+	old, next := freeAddr(), freeAddr()
+	require.NoError(t, os.WriteFile(file, []byte(old), 0o600))
+	s := startApp(t, path, "TESTAPP_ADDR_FILE="+file)
+	assert.Equal(t, old, s.addr)
+	pids := s.readyPIDs(2)
+	// The children of the reload would serve elsewhere already: they find no
+	// listener of theirs, and are not ready.
+	require.NoError(t, os.WriteFile(file, []byte(next), 0o600))
+	_, err := s.in.WriteString("upgrade\n")
+	require.NoError(t, err)
+	s.await(`waits at Listen of app 0 on "tcp ` + regexp.QuoteMeta(next) + `"`)
+	assert.Contains(t, pids, pidIn(s.get("/")))
+	s.signal(syscall.SIGTERM)
+	assert.Equal(t, 0, s.exit())
+}
+
+func pidIn(body string) int {
+	_, pid, _ := strings.Cut(body, " ")
+	n, _ := strconv.Atoi(pid)
+	return n
+}
+
+// TestUpgradeRefused: what cannot be taken over is said before anything happens.
+func TestUpgradeRefused(t *testing.T) {
+	t.Parallel()
+	s := start(t, "branch", options{"enable_prefork": true, "Children": 1, "At": "operate", "Addr": freeAddr()})
+	assert.Equal(t, "prefork: upgrade failed: the application has opened the listener itself; use Listen or NewListener", s.operate("upgrade"))
+	s.await("operation is upgrade failed")
+	assert.Equal(t, "<nil>", s.operate("reload"), "but it can be reloaded")
+	s.stop()
+
+	s = start(t, "two", options{"enable_prefork": true, "Children": 1, "At": "operate"})
+	s.awaitN(`^EVENT \d+ listen`, 2)
+	assert.Equal(t, "prefork: upgrade failed: another prefork server runs in this process", s.operate("upgrade"))
+	s.stop()
 }

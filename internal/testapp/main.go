@@ -57,12 +57,21 @@ func main() {
 	case "unix":
 		cfg.ListenerNetwork = "unix"
 	}
+	addr := os.Getenv("TESTAPP_ADDR")
+	if path := os.Getenv("TESTAPP_ADDR_FILE"); path != "" {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			log.Fatal(err)
+		}
+		addr = string(b)
+	}
+	cfg.PreforkRecoverInterval, _ = time.ParseDuration(os.Getenv("TESTAPP_INTERVAL"))
 	var err error
 	if os.Getenv("TESTAPP_LISTENER") == "" {
-		err = app.Listen(os.Getenv("TESTAPP_ADDR"), cfg)
+		err = app.Listen(addr, cfg)
 	} else {
 		var ln net.Listener
-		if ln, err = prefork.NewListener(cfg.ListenerNetwork, os.Getenv("TESTAPP_ADDR")); err == nil {
+		if ln, err = prefork.NewListener(cfg.ListenerNetwork, addr); err == nil {
 			err = app.Listener(ln, cfg)
 		}
 	}
