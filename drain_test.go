@@ -111,7 +111,7 @@ func TestLameDuck(t *testing.T) {
 // TestUnusedConnections: those that have not been used for so long already are
 // not waited for.
 func TestUnusedConnections(t *testing.T) {
-	if !spreads { // Linux
+	if !procSelfExe {
 		t.Skip("only Linux tells how long a connection has not been used")
 	}
 	t.Parallel()

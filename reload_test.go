@@ -234,7 +234,7 @@ func TestScale(t *testing.T) {
 		}
 		l.more(100)
 		l.clean()
-		eventually(t, func() bool { return len(listening(t, s.cmd.Process.Pid)) == 1 }, "listeners are left")
+		eventually(t, func() bool { return len(listening(t, s.cmd.Process.Pid)) <= 1 }, "listeners are left")
 		assert.Empty(t, s.matches("EVENT .* recover"))
 		s.stop()
 	}
@@ -301,7 +301,7 @@ func TestRecycling(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			if name == "ChildMaxRSS" && !spreads {
+			if name == "ChildMaxRSS" && !procSelfExe {
 				t.Skip("Linux only")
 			}
 			all := options{"enable_prefork": true, "drain_idle": keepAlive, "Children": 3, "Init": 100 * time.Millisecond, "report_interval": 50 * time.Millisecond}

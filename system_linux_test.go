@@ -20,7 +20,8 @@ import (
 const (
 	// spreads says whether the kernel spreads connections over reuseport sockets.
 	spreads = true
-	// procSelfExe says whether a process can start its image when the file is gone.
+	// procSelfExe says whether this is Linux: a process can start its image when
+	// the file is gone, and learn more of others.
 	procSelfExe = true
 
 	rlimitNproc = unix.RLIMIT_NPROC

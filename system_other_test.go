@@ -22,6 +22,8 @@ func stopped(int) bool { return true }
 
 func processorTime(*testing.T, int) time.Duration { return 0 }
 
+func listening(*testing.T, int) []string { return nil }
+
 func zombies(int) int { return 0 }
 
 func assertNonblocking(*testing.T, *server) {}

@@ -59,7 +59,7 @@ func main() {
 	}
 	addr := os.Getenv("TESTAPP_ADDR")
 	if path := os.Getenv("TESTAPP_ADDR_FILE"); path != "" {
-		b, err := os.ReadFile(path)
+		b, err := os.ReadFile(path) //nolint:gosec // the test's
 		if err != nil {
 			log.Fatal(err)
 		}
