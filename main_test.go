@@ -331,6 +331,16 @@ func eventually(t testing.TB, cond func() bool, msg string, args ...any) {
 	}
 }
 
+// openDir returns a folder with a short path, which any user can enter.
+func openDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "prefork") //nolint:usetesting // t.TempDir is long, and ours alone
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	require.NoError(t, os.Chmod(dir, 0o755))
+	return dir
+}
+
 // newClient returns a client that opens a connection for each request.
 func newClient() *http.Client {
 	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}

@@ -38,16 +38,6 @@ func newManager(t testing.TB) *manager {
 	return &manager{t, conn, path}
 }
 
-// openDir returns a folder with a short path, which any user can enter.
-func openDir(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "prefork") //nolint:usetesting // t.TempDir is long, and ours alone
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	require.NoError(t, os.Chmod(dir, 0o755))
-	return dir
-}
-
 // hears waits for a message that matches, and returns those before it too.
 func (m *manager) hears(pattern string) []string {
 	m.t.Helper()

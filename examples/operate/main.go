@@ -1,8 +1,8 @@
 // Operate shows what can be changed while a server runs, without losing a
 // request: its children, its executable, and how many children there are.
 //
-//	go build -ldflags '-X main.version=1' -o operate ./examples/operate
-//	./operate &
+//	go build -ldflags '-X main.version=1' -o bin/operate ./examples/operate
+//	bin/operate &
 //	master=$!
 //
 // Try, with a second terminal for the client:
@@ -17,8 +17,8 @@
 // Another version. Renamed over the old one: cp onto a program that runs fails.
 // The pid of the master stays:
 //
-//	go build -ldflags '-X main.version=2' -o operate.new ./examples/operate
-//	mv operate.new operate
+//	go build -ldflags '-X main.version=2' -o bin/operate.new ./examples/operate
+//	mv bin/operate.new bin/operate
 //	kill -USR2 $master
 //
 // One child more, one less:

@@ -1,8 +1,8 @@
 // Privileges binds a port as root and serves it as somebody else: the master
 // stays root, the children do not.
 //
-//	go build -o privileges ./examples/privileges
-//	sudo ./privileges
+//	go build -o bin/privileges ./examples/privileges
+//	sudo bin/privileges
 //
 // Try, in another terminal. RUN_AS sets another user, ADDR another address:
 //
