@@ -131,7 +131,7 @@ func (m *master) wanted(p *process, heard, now time.Time) (since time.Time, limi
 	switch {
 	case queued == 0 && !p.silent:
 		p.waiting = time.Time{}
-	case p.waiting.IsZero():
+	case queued > 0 && p.waiting.IsZero():
 		p.waiting = now
 	}
 	switch {
@@ -226,7 +226,15 @@ func (m *master) spreadConnections() {
 	if slices.Equal(want, m.spread) {
 		return
 	}
-	if err := m.slots[0].socket.Spread(want...); err != nil {
+	err := m.slots[0].socket.Spread(want...)
+	if err != nil && want == nil { // before Linux 5.3 a program stays
+		for i := range m.slots {
+			want = append(want, i)
+		}
+		err = m.slots[0].socket.Spread(want...)
+		want = nil
+	}
+	if err != nil {
 		m.noSpread = true
 		m.log.warnf("new connections cannot be kept from slots without a child, and those that come while a removed slot is closed can be lost: %v", err)
 		return

@@ -48,7 +48,7 @@ var (
 
 	// ErrNotRunning is returned by App.Reload, App.Upgrade and App.Scale when
 	// the app is not the master of a server that runs: in a child, before
-	// every child is ready for the first time, and once a shutdown has begun.
+	// Listen, and once a shutdown has begun.
 	ErrNotRunning = errors.New("no prefork master is running")
 
 	// ErrPlatformUnsupported is returned when EnablePrefork is set on a

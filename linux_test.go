@@ -301,3 +301,42 @@ func TestHupIsIgnored(t *testing.T) {
 	assert.Empty(t, s.matches("draining"))
 	s.stop()
 }
+
+// TestJobControl: a server in the background of a terminal, which reads from
+// it, is sent SIGTTIN again and again. Nobody wants more children.
+func TestJobControl(t *testing.T) {
+	t.Parallel()
+	terminal, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		t.Skipf("no terminals: %v", err)
+	}
+	defer func() { _ = terminal.Close() }()
+	raw, err := terminal.SyscallConn()
+	require.NoError(t, err)
+	number := 0
+	require.NoError(t, raw.Control(func(fd uintptr) {
+		if err = unix.IoctlSetPointerInt(int(fd), unix.TIOCSPTLCK, 0); err == nil {
+			number, err = unix.IoctlGetInt(int(fd), unix.TIOCGPTN)
+		}
+	}))
+	require.NoError(t, err)
+	tty, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|syscall.O_NOCTTY, 0)
+	require.NoError(t, err)
+	defer func() { _ = tty.Close() }()
+	path := filepath.Join(t.TempDir(), "app")
+	install(t, build(t, "A"), path)
+	s := prepare(t, "", nil)
+	s.cmd.Path, s.cmd.Args = "/bin/sh", []string{"sh", "-c", `set -m; "$0" <"$1" & wait; kill -TERM $! 2>/dev/null; wait`, path, tty.Name()}
+	s.cmd.Env = append(s.cmd.Env, "TESTAPP_ADDR=127.0.0.1:0")
+	s.cmd.Stdin = tty
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	s.launch().awaitListen()
+	for range 50 {
+		s.get("/")
+	}
+	pid, err := strconv.Atoi(s.await(`^EVENT (\d+) listen`)[1])
+	require.NoError(t, err)
+	kill(t, pid, syscall.SIGTERM)
+	s.exit()
+	assert.Empty(t, s.matches("scale"))
+}

@@ -247,7 +247,8 @@ type ListenConfig struct {
 	// Default: 30 * time.Second
 	HangTimeout time.Duration `json:"hang_timeout"`
 
-	// ReloadParallel is how many slots a reload works on at a time.
+	// ReloadParallel is how many new children of a reload start at a time. The
+	// old ones drain when they are replaced, and are not waited for.
 	//
 	// Default: 1
 	ReloadParallel int `json:"reload_parallel"`

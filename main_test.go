@@ -135,7 +135,9 @@ func (s *server) launch() *server {
 	}
 	in, feed, err := os.Pipe()
 	require.NoError(s.t, err)
-	s.cmd.Stdin, s.in = in, feed
+	if s.in = feed; s.cmd.Stdin == nil {
+		s.cmd.Stdin = in
+	}
 	require.NoError(s.t, s.cmd.Start())
 	require.NoError(s.t, in.Close())
 	require.NoError(s.t, w.Close())

@@ -392,14 +392,18 @@ func watchSignals(f func(os.Signal)) (w signalWatch) {
 	done := make(chan struct{})
 	go func() {
 		for {
+			var sig os.Signal
 			select {
-			case sig := <-early:
-				f(sig)
-			case sig := <-c:
-				f(sig)
+			case sig = <-early:
+			case sig = <-c:
 			case <-done:
 				return
 			}
+			if ofJobControl(sig) {
+				signal.Ignore(sig) // else the terminal sends it again and again
+				continue
+			}
+			f(sig)
 		}
 	}()
 	w.stop = func() {
@@ -407,6 +411,25 @@ func watchSignals(f func(os.Signal)) (w signalWatch) {
 		close(done)
 	}
 	return w
+}
+
+// ofJobControl says whether sig is what a terminal sends to a process in its
+// background that reads from it or writes to it, and nobody's wish.
+func ofJobControl(sig os.Signal) bool {
+	if sig != syscall.SIGTTIN && sig != syscall.SIGTTOU {
+		return false
+	}
+	mine, err := unix.Getpgid(0)
+	if err != nil {
+		return false
+	}
+	for fd := range 3 {
+		group, err := unix.IoctlGetInt(fd, unix.TIOCGPGRP)
+		if err == nil && group != mine {
+			return true
+		}
+	}
+	return false
 }
 
 // signalSelf sends this process the signal that a main may be waiting for. It

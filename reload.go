@@ -112,14 +112,17 @@ func (a *App) ask(ctx context.Context, what *ask) error {
 // asked takes in what somebody wants.
 func (m *master) asked(what *ask) {
 	answer := func(err error) {
-		if what.answer != nil {
+		switch {
+		case what.answer != nil:
 			what.answer <- err
-		} else if err != nil {
-			m.log.errorf("%v", err) // it was a signal that asked
+		case err != nil: // it was a signal that asked
+			m.log.errorf("%s", oneLine(err))
 		}
 	}
 	if m.stopping.sent() {
-		answer(fmt.Errorf("prefork: %w", ErrNotRunning))
+		if what.answer != nil {
+			answer(fmt.Errorf("prefork: %w", ErrNotRunning))
+		}
 		return
 	}
 	switch what.kind {
@@ -138,7 +141,9 @@ func (m *master) asked(what *ask) {
 			m.queued = &reload{}
 		}
 		m.queued.upgrade = m.queued.upgrade || what.kind == askUpgrade
-		m.queued.answers = append(m.queued.answers, answer)
+		if what.answer != nil { // else the log tells how it ends
+			m.queued.answers = append(m.queued.answers, answer)
+		}
 	}
 }
 
@@ -207,7 +212,9 @@ func (m *master) stepReload(now time.Time) {
 			break
 		}
 		if err := m.succeed(s, r.target); err != nil {
-			m.failReload(err)
+			if m.failReload(err); m.reload != nil {
+				m.stepReload(now) // back
+			}
 			return
 		}
 		starting++

@@ -28,6 +28,7 @@ func main() {
 	app.Get("/ppid", func(c fiber.Ctx) error { return c.SendString(fmt.Sprint(os.Getppid())) })
 	app.Hooks().OnListen(func(d fiber.ListenData) error {
 		fmt.Printf("EVENT %d listen %s:%s version=%s children=%v\n", os.Getpid(), d.Host, d.Port, version, d.ChildPIDs)
+		go operate(app)
 		return nil
 	})
 	app.Hooks().OnChildReady(func(c prefork.Child) error {
@@ -38,10 +39,7 @@ func main() {
 		fmt.Printf("EVENT %d exit %d %d code=%d asked=%t status=%s\n", os.Getpid(), e.Slot, e.PID, e.ExitCode, e.Asked, e.Status)
 		return nil
 	})
-	switch {
-	case !prefork.IsChild():
-		go operate(app)
-	case fail == "start":
+	if prefork.IsChild() && fail == "start" {
 		os.Exit(9)
 	}
 	cfg := prefork.ListenConfig{
