@@ -18,8 +18,8 @@ import (
 )
 
 // inheritedListener is the slot's listener in a child. Its first Accept makes
-// the child ready. Once it drains, Accept gives what the queue still holds
-// and then net.ErrClosed.
+// the child ready. Once it drains, Accept gives what the queue still holds, if
+// nobody else will, and then net.ErrClosed.
 type inheritedListener struct {
 	key     string
 	addr    net.Addr
@@ -36,6 +36,8 @@ type inheritedListener struct {
 	draining atomic.Bool
 	closing  sync.Once
 	done     chan struct{} // closed by Close
+	last     latch         // nobody else accepts what is queued
+	leaveAt  time.Time     // from when on the drain leaves what is queued to others; set before draining
 
 	mu     sync.Mutex
 	covers map[uint32]net.Listener // of slots that this child covers
@@ -72,7 +74,11 @@ func (l *inheritedListener) Accept() (net.Conn, error) {
 		}
 		if l.draining.Load() {
 			if l.accepted.Load() {
-				conn, err := socket.AcceptNow(l.ln)
+				var conn net.Conn
+				var err error
+				if !l.leaves() {
+					conn, err = socket.AcceptNow(l.ln)
+				}
 				if err == nil && conn != nil {
 					return conn, nil
 				}
@@ -118,15 +124,26 @@ func (l *inheritedListener) closed() error {
 	return &net.OpError{Op: "accept", Net: l.addr.Network(), Addr: l.addr, Err: net.ErrClosed}
 }
 
-// startDrain makes a waiting Accept go on with what the queues hold.
-func (l *inheritedListener) startDrain() {
+// startDrain makes a waiting Accept go on with what the queues hold, until
+// they are empty or until leaveAt: others accept it then, but for a child that
+// is the last.
+func (l *inheritedListener) startDrain(leaveAt time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.draining.Load() {
+		return
+	}
+	l.leaveAt = leaveAt
 	l.draining.Store(true)
 	interrupt(l.ln, past)
 	for _, ln := range l.covers {
 		interrupt(ln, past)
 	}
+}
+
+// leaves says whether a drain leaves what is queued to others.
+func (l *inheritedListener) leaves() bool {
+	return !l.last.sent() && !time.Now().Before(l.leaveAt)
 }
 
 func interrupt(ln net.Listener, at time.Time) {
@@ -174,7 +191,7 @@ func (l *inheritedListener) pump(ln net.Listener) {
 	taken := make(chan struct{}, 1)
 	for {
 		conn, err := ln.Accept()
-		if errors.Is(err, os.ErrDeadlineExceeded) && l.draining.Load() {
+		if errors.Is(err, os.ErrDeadlineExceeded) && l.draining.Load() && !l.leaves() {
 			conn, err = socket.AcceptNow(ln)
 		}
 		switch {

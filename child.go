@@ -43,6 +43,10 @@ const (
 const (
 	// drainPoll is how often a draining child looks whether all connections are gone.
 	drainPoll = 5 * time.Millisecond
+	// selfGrace is how long a child that drains by itself goes on accepting
+	// what is queued: the master may be about to ask all of them, if a signal
+	// was for all, and else has others do it.
+	selfGrace = 500 * time.Millisecond
 	// closeTime is how long before the drain deadline idle connections are
 	// closed at the latest: fasthttp looks every 100 ms whether they are gone.
 	closeTime = 300 * time.Millisecond
@@ -206,6 +210,7 @@ type inheritance struct {
 	childEnv
 	control *control.Conn
 	page    *report.Page
+	last    latch         // nobody else accepts what is queued
 	busy    chan struct{} // gets a word when a report is wanted of a quiet child
 	drain   chan order    // gets the one order to drain
 	ended   latch         // the app that this child serves has ended
@@ -247,7 +252,7 @@ func inherit() *inheritance {
 		os.Exit(1)
 	}
 	page.Forget()
-	in := &inheritance{childEnv: env, control: conn, page: page, busy: make(chan struct{}, 1), drain: make(chan order, 1), ended: newLatch()}
+	in := &inheritance{childEnv: env, control: conn, page: page, last: newLatch(), busy: make(chan struct{}, 1), drain: make(chan order, 1), ended: newLatch()}
 	go in.receive()
 	return in
 }
@@ -260,6 +265,9 @@ func (in *inheritance) receive() {
 		m, err := in.control.Receive()
 		switch {
 		case err == nil && m.Kind == control.Drain:
+			if m.Last {
+				in.last.send()
+			}
 			select {
 			case in.drain <- order{askedByMaster, m.Within}:
 			default: // asked before
@@ -282,6 +290,7 @@ func (in *inheritance) receive() {
 		if ln := in.own(); ln == nil || !ln.accepted.Load() {
 			os.Exit(1)
 		}
+		in.last.send()
 		select {
 		case in.drain <- order{asker: "the death of the master"}:
 		default:
@@ -344,7 +353,7 @@ func (in *inheritance) listener(key, network, addr string) *inheritedListener {
 	}
 	if in.ln == nil {
 		ln, err := socket.Inherit(listenerFD)
-		in.ln = &inheritedListener{key: in.key, ln: ln, err: err, mine: true, control: in.control, done: make(chan struct{})}
+		in.ln = &inheritedListener{key: in.key, ln: ln, err: err, mine: true, control: in.control, last: in.last, done: make(chan struct{})}
 		if err == nil {
 			in.ln.addr = ln.Addr()
 		} else {
@@ -383,6 +392,7 @@ type child struct {
 	answered atomic.Uint64 // and left it
 	quiet    atomic.Bool   // nothing happens, and no report is made
 	conns    connections
+	ordered  atomic.Bool // the master has asked for the drain
 	cut      atomic.Bool // hijacked connections were left at the deadline
 }
 
@@ -485,6 +495,7 @@ func (c *child) watch() {
 	}
 	select {
 	case o := <-c.in.drain:
+		c.ordered.Store(o.asker == askedByMaster)
 		c.drain(cmp.Or(o.within, c.cfg.ShutdownTimeout), o.asker)
 	case <-graceful:
 		c.drain(childDeadline(c.cfg.ShutdownTimeout), "the end of GracefulContext")
@@ -587,7 +598,11 @@ func (c *child) shutdownFor(ctx context.Context, asker string) error {
 func (c *child) lameDuck() error {
 	ctx := c.end.context(c.cfg.ShutdownTimeout)
 	c.draining.Store(true)
-	c.ln.startDrain()
+	leaveAt := time.Now()
+	if !c.ordered.Load() {
+		leaveAt = leaveAt.Add(selfGrace)
+	}
+	c.ln.startDrain(leaveAt)
 	defer c.conns.closeSilent()
 	tick := time.NewTicker(drainPoll)
 	defer tick.Stop()

@@ -703,8 +703,11 @@ func (m *master) beginDrain(ctx context.Context) {
 		s.respawnAt = time.Time{}
 		for _, p := range []*process{s.process, s.next} {
 			if p != nil {
-				m.askToDrain(p, within)
+				m.askToDrain(p, within, true)
 			}
+		}
+		for _, p := range s.leaving { // that it should empty the queue after all
+			_ = p.control.Send(control.Message{Kind: control.Drain, Within: within, Last: true})
 		}
 		if s.process != nil {
 			s.State = ChildDraining
@@ -712,13 +715,14 @@ func (m *master) beginDrain(ctx context.Context) {
 	}
 }
 
-// askToDrain asks p to end within a time. One that does not is killed.
-func (m *master) askToDrain(p *process, within time.Duration) {
+// askToDrain asks p to end within a time. One that does not is killed. If it
+// is not the last, others accept what is queued.
+func (m *master) askToDrain(p *process, within time.Duration, last bool) {
 	p.asked = true
 	p.deadline = time.Now().Add(within)
 	p.failure = "the drain deadline has passed"
 	// It fails if the child is dying anyway; one that is stuck is killed in the end.
-	_ = p.control.Send(control.Message{Kind: control.Drain, Within: max(childDeadline(within), time.Millisecond)})
+	_ = p.control.Send(control.Message{Kind: control.Drain, Within: max(childDeadline(within), time.Millisecond), Last: last})
 	if p.readyAt.IsZero() && !m.cfg.DisableSignals {
 		p.signal(terminate) // it does not listen to the channel yet, and has nothing to lose
 	}

@@ -272,7 +272,7 @@ func (m *master) takesOver(p *process, state uint32) bool {
 // retire asks p to drain, beside the child that its slot has now.
 func (m *master) retire(p *process) {
 	p.slot.leaving = append(p.slot.leaving, p)
-	m.askToDrain(p, m.cfg.ShutdownTimeout)
+	m.askToDrain(p, m.cfg.ShutdownTimeout, false)
 }
 
 // notReady takes in that a successor has ended before it was ready.

@@ -253,7 +253,7 @@ func TestScaleBySignal(t *testing.T) {
 		s.await(`scaled from ` + left + ` children`)
 	}
 	s.signal(syscall.SIGTTOU)
-	s.await(`prefork: invalid configuration: Scale = 0: want 1 to 1024`)
+	s.await(`\[prefork\] invalid configuration: Scale = 0: want 1 to 1024`)
 	s.awaitN(`EVENT \d+ exit \d \d+ code=0 asked=true`, 2)
 	s.signal(syscall.SIGUSR1)
 	s.await(`children \[{Slot:0 PID:\d+ Generation:0 State:ready StartedAt:[^{]*}\]`)

@@ -45,7 +45,7 @@ type Kind byte
 const (
 	Ready   Kind = 1 + iota // child → master: it accepts connections; State, Interval
 	Status                  // child → master: Text says what it is doing on its own
-	Drain                   // master → child: drain and exit within Within
+	Drain                   // master → child: drain and exit within Within; Last
 	Overdue                 // child → master: the time is over and requests were cut off
 	Replace                 // child → master: Text says why it wants to be replaced
 	Cover                   // master → child: accept from the listener of Slot too, which goes along
@@ -72,6 +72,7 @@ type Message struct {
 	Kind     Kind
 	Text     string        // of Status and Replace: at most MaxPayload bytes, the rest is cut off
 	Within   time.Duration // of Drain: the time that is left, in whole milliseconds, not negative
+	Last     bool          // of Drain: nobody else accepts what is queued
 	State    uint32        // of Ready: the version of an upgrade's state that the program can take over
 	Interval time.Duration // of Ready: how often it reports, in whole milliseconds, not negative
 	Slot     uint32        // of Cover and Uncover
@@ -87,6 +88,11 @@ func Append(b []byte, m Message) []byte {
 		payload = []byte(m.Text)[:min(len(m.Text), MaxPayload)]
 	case Drain:
 		payload = binary.BigEndian.AppendUint64(nil, milliseconds(m.Within))
+		if m.Last {
+			payload = append(payload, 1)
+		} else {
+			payload = append(payload, 0)
+		}
 	case Ready:
 		payload = binary.BigEndian.AppendUint32(nil, m.State)
 		payload = binary.BigEndian.AppendUint64(payload, milliseconds(m.Interval))
@@ -162,7 +168,7 @@ func Read(r *bufio.Reader) (Message, error) {
 	case Status, Replace:
 		m.Text = string(p.left)
 	case Drain:
-		m.Within = p.duration()
+		m.Within, m.Last = p.duration(), p.take(1)[0] != 0
 	case Ready:
 		m.State, m.Interval = p.uint32(), p.duration()
 	case Cover, Uncover:

@@ -24,7 +24,7 @@ func TestRoundTrip(t *testing.T) {
 		{Kind: Status, Text: "draining: terminated"},
 		{Kind: Status},
 		{Kind: Drain},
-		{Kind: Drain, Within: 9500 * time.Millisecond},
+		{Kind: Drain, Within: 9500 * time.Millisecond, Last: true},
 	} {
 		got, err := read(Append(nil, m))
 		require.NoError(t, err)
