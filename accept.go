@@ -8,6 +8,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -40,17 +41,18 @@ type inheritedListener struct {
 	leaveAt  time.Time     // from when on the drain leaves what is queued to others; set before draining
 
 	mu     sync.Mutex
-	covers map[uint32]net.Listener // of slots that this child covers
-	pumps  int                     // that accept from them, and have not ended
-	handed []handedConn            // that they have accepted, one each at most
-	hands  atomic.Int32            // how many these are
-	more   chan struct{}           // gets a word when there is one more; nil before the first cover
+	covers map[uint32]*cover // of slots that this child covers
+	ready  []*cover          // of these, on which connections wait
+	count  atomic.Int32      // how many these are
 }
 
-// handedConn is a connection that was accepted from a covered listener.
-type handedConn struct {
-	conn  net.Conn
-	taken chan<- struct{} // gets the word that it was
+// cover is the listener of a slot that this child covers. A goroutine says
+// when connections wait on it, and Accept takes them: none is taken that this
+// child has no room for.
+type cover struct {
+	ln     *os.File // a listener of net's cannot be waited for without accepting
+	raw    syscall.RawConn
+	looked chan struct{} // gets the word that Accept has
 }
 
 // past is a deadline that interrupts.
@@ -69,8 +71,11 @@ func (l *inheritedListener) Accept() (net.Conn, error) {
 		return nil, l.closed()
 	}
 	for pause := time.Duration(0); ; {
-		if l.hands.Load() > 0 {
-			return l.takeCovered(), nil
+		if l.count.Load() > 0 {
+			if conn := l.acceptCovered(); conn != nil {
+				return conn, nil
+			}
+			continue
 		}
 		if l.draining.Load() {
 			if l.accepted.Load() {
@@ -79,14 +84,14 @@ func (l *inheritedListener) Accept() (net.Conn, error) {
 				if !l.leaves() {
 					conn, err = socket.AcceptNow(l.ln)
 				}
-				if err == nil && conn != nil {
+				if conn == nil && !mayPass(err) {
+					conn, err = l.drainCovered()
+				}
+				if conn != nil {
 					return conn, nil
 				}
-				if mayPass(err) || l.covering() {
-					select {
-					case <-l.more:
-					case <-time.After(drainPoll):
-					}
+				if mayPass(err) {
+					time.Sleep(drainPoll)
 					continue
 				}
 			}
@@ -136,8 +141,8 @@ func (l *inheritedListener) startDrain(leaveAt time.Time) {
 	l.leaveAt = leaveAt
 	l.draining.Store(true)
 	interrupt(l.ln, past)
-	for _, ln := range l.covers {
-		interrupt(ln, past)
+	for _, c := range l.covers {
+		l.stop(c)
 	}
 }
 
@@ -146,7 +151,7 @@ func (l *inheritedListener) leaves() bool {
 	return !l.last.sent() && !time.Now().Before(l.leaveAt)
 }
 
-func interrupt(ln net.Listener, at time.Time) {
+func interrupt(ln any, at time.Time) {
 	if d, ok := ln.(interface{ SetDeadline(time.Time) error }); ok {
 		_ = d.SetDeadline(at)
 	}
@@ -154,101 +159,126 @@ func interrupt(ln net.Listener, at time.Time) {
 
 // cover accepts from ln, which is slot's, beside the own listener, until
 // uncover or until the drain has emptied its queue. It closes ln.
-func (l *inheritedListener) cover(slot uint32, ln net.Listener) {
+func (l *inheritedListener) cover(slot uint32, ln *os.File) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if _, twice := l.covers[slot]; twice || l.draining.Load() {
+	raw, err := ln.SyscallConn()
+	if _, twice := l.covers[slot]; twice || err != nil || l.draining.Load() {
 		_ = ln.Close()
 		return
 	}
 	if l.covers == nil {
-		l.covers, l.more = make(map[uint32]net.Listener), make(chan struct{}, 1)
+		l.covers = make(map[uint32]*cover)
 	}
-	l.covers[slot] = ln
-	l.pumps++
-	go l.pump(ln)
+	c := &cover{ln: ln, raw: raw, looked: make(chan struct{}, 1)}
+	l.covers[slot] = c
+	go l.watch(c)
 }
 
 // uncover ends cover. What waits in the queue stays there, for others.
 func (l *inheritedListener) uncover(slot uint32) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if ln, ok := l.covers[slot]; ok {
+	if c, ok := l.covers[slot]; ok {
 		delete(l.covers, slot)
-		interrupt(ln, past)
+		l.stop(c)
+		_ = c.ln.Close()
 	}
 }
 
-// pump hands over what it accepts from ln, one connection at a time: the
-// others wait in the queue, which outlives this process.
-func (l *inheritedListener) pump(ln net.Listener) {
-	defer func() {
-		_ = ln.Close()
-		l.mu.Lock()
-		l.pumps--
-		l.mu.Unlock()
-	}()
-	taken := make(chan struct{}, 1)
+// stop ends watch. l.mu is held.
+func (l *inheritedListener) stop(c *cover) {
+	interrupt(c.ln, past)
+	l.setReady(slices.DeleteFunc(l.ready, func(other *cover) bool { return other == c }))
+	c.look()
+}
+
+// setReady makes Accept look at the listeners on which connections wait, and
+// wait on its own as long as there is none. l.mu is held.
+func (l *inheritedListener) setReady(ready []*cover) {
+	l.ready = ready
+	l.count.Store(int32(len(ready)))
+	switch {
+	case len(ready) > 0:
+		interrupt(l.ln, past)
+	case !l.draining.Load():
+		interrupt(l.ln, time.Time{})
+	}
+}
+
+// look says that Accept has looked.
+func (c *cover) look() {
+	select {
+	case c.looked <- struct{}{}:
+	default:
+	}
+}
+
+// watch interrupts Accept whenever connections wait on c.
+func (l *inheritedListener) watch(c *cover) {
 	for {
-		conn, err := ln.Accept()
-		if errors.Is(err, os.ErrDeadlineExceeded) && l.draining.Load() && !l.leaves() {
-			conn, err = socket.AcceptNow(ln)
+		// It is called again when there is something to read.
+		if c.raw.Read(socket.Readable) != nil {
+			return // stopped, or closed
 		}
-		switch {
-		case conn != nil:
-			l.hand(handedConn{conn, taken})
-		case mayPass(err):
-			time.AfterFunc(drainPoll, func() { taken <- struct{}{} }) // a pause
+		l.mu.Lock()
+		select {
+		case <-c.looked: // left by stop
 		default:
+		}
+		if l.draining.Load() {
+			l.mu.Unlock()
 			return
 		}
+		l.setReady(append(l.ready, c))
+		l.mu.Unlock()
 		select {
-		case <-taken:
+		case <-c.looked:
 		case <-l.done:
 			return
 		}
 	}
 }
 
-// hand gives Accept a connection, and interrupts it.
-func (l *inheritedListener) hand(h handedConn) {
+// acceptCovered takes a connection from a listener on which some wait, nil if
+// they are gone.
+func (l *inheritedListener) acceptCovered() net.Conn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	select {
-	case <-l.done: // without a drain
-		_ = h.conn.Close()
-		return
-	default:
+	if len(l.ready) == 0 {
+		return nil
 	}
-	l.handed = append(l.handed, h)
-	l.hands.Store(int32(len(l.handed)))
-	interrupt(l.ln, past)
-	select {
-	case l.more <- struct{}{}:
-	default:
+	c := l.ready[0]
+	l.setReady(l.ready[1:])
+	conn, err := socket.AcceptNow(c.ln)
+	if mayPass(err) {
+		time.AfterFunc(coverPause, c.look) // others may have room
+	} else {
+		c.look()
 	}
+	return conn
 }
 
-// takeCovered returns a connection that was handed over.
-func (l *inheritedListener) takeCovered() net.Conn {
+// drainCovered takes a connection that waits on any covered listener, and
+// closes those on which none does.
+func (l *inheritedListener) drainCovered() (net.Conn, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	h := l.handed[0]
-	l.handed = l.handed[1:]
-	l.hands.Store(int32(len(l.handed)))
-	if len(l.handed) == 0 && !l.draining.Load() {
-		interrupt(l.ln, time.Time{})
+	for slot, c := range l.covers {
+		if !l.leaves() {
+			conn, err := socket.AcceptNow(c.ln)
+			if conn != nil || mayPass(err) {
+				return conn, err
+			}
+		}
+		delete(l.covers, slot)
+		_ = c.ln.Close()
 	}
-	h.taken <- struct{}{}
-	return h.conn
+	return nil, nil //nolint:nilnil // empty queues are neither a connection nor a failure
 }
 
-// covering says whether a covered listener may still give a connection.
-func (l *inheritedListener) covering() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.pumps > 0 || len(l.handed) > 0
-}
+// coverPause is how long an accept that failed is not tried again.
+const coverPause = 50 * time.Millisecond
 
 // exhausted says whether a drain has accepted all that was queued, or never will.
 func (l *inheritedListener) exhausted() bool {
@@ -282,11 +312,8 @@ func (l *inheritedListener) close() error {
 		}
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		for _, ln := range l.covers {
-			_ = ln.Close()
-		}
-		for _, h := range l.handed { // only of a server that ended without a drain
-			_ = h.conn.Close()
+		for _, c := range l.covers { // of a server that ended without a drain
+			_ = c.ln.Close()
 		}
 	})
 	return err

@@ -38,6 +38,7 @@ const (
 	listenerFD = 3
 	controlFD  = 4
 	pageFD     = 5
+	imageFD    = 6 // of the executable, or any: only its number matters, see start
 )
 
 const (
@@ -126,6 +127,7 @@ func newThisProcess() *thisProcess {
 		h := inheritState()
 		if h != nil {
 			t.history.Ended = h.Ended
+			t.program = h.Program
 			t.signals = earlySignals(h.Signals)
 		}
 		t.kept.Store(h)
@@ -242,7 +244,7 @@ func inherit() *inheritance {
 		return nil
 	}
 	adopt(listenerFD, controlFD, pageFD)
-	conn, err := control.Open(controlFD)
+	conn, err := control.Inherit(controlFD)
 	var page *report.Page
 	if err == nil {
 		page, err = report.Open(pageFD)
@@ -319,13 +321,10 @@ func (in *inheritance) cover(m control.Message) {
 	if m.File == nil {
 		return // this process is out of descriptors: others cover too
 	}
-	defer func() { _ = m.File.Close() }()
-	own := in.own()
-	if own == nil || own.ln == nil {
-		return
-	}
-	if ln, err := net.FileListener(m.File); err == nil {
-		own.cover(m.Slot, ln)
+	if own := in.own(); own != nil && own.ln != nil {
+		own.cover(m.Slot, m.File)
+	} else {
+		_ = m.File.Close()
 	}
 }
 

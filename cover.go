@@ -27,10 +27,21 @@ const (
 )
 
 // notePause notes that the master was stopped, or the machine, if it is awake
-// much later than it wanted to be.
+// much later than it wanted to be. The time does not count: neither as silence
+// nor as time that a child takes to start or to drain.
 func (m *master) notePause(wanted time.Time) {
-	if now := time.Now(); now.Sub(wanted) >= m.cfg.ReportInterval {
-		m.awake = now
+	now := time.Now()
+	pause := now.Sub(wanted)
+	if pause < m.cfg.ReportInterval {
+		return
+	}
+	m.awake = now
+	for _, s := range m.slots {
+		for _, p := range s.processes() {
+			if !p.deadline.IsZero() {
+				p.deadline = p.deadline.Add(pause)
+			}
+		}
 	}
 }
 
@@ -72,7 +83,7 @@ func (m *master) look(p *process, now time.Time) {
 	// Quiet ones are looked at together: each time of its own would wake the
 	// master.
 	early := time.Duration(0)
-	if p.quiet {
+	if p.quiet && p.suspect.IsZero() {
 		early = p.interval
 	}
 	if !p.reports() || now.Add(early).Before(m.lookAt(p)) {
@@ -106,11 +117,11 @@ func (m *master) look(p *process, now time.Time) {
 		}
 	case !p.silent && p.suspect.IsZero():
 		p.suspect = now.Add(secondLook)
+		_ = p.control.Send(control.Message{Kind: control.Poke}) // a quiet one says that it lives
 	case !p.silent:
 		p.silent, s.State, p.suspect = true, ChildSilent, time.Time{}
 		m.log.warnf("slot %d pid %d: has not reported for %v; last: %d connections, %d requests answered",
 			s.Slot, p.pid, late.Round(time.Millisecond), r.Conns, r.Requests)
-		_ = p.control.Send(control.Message{Kind: control.Poke}) // when it goes on it says so
 	case m.cfg.HangTimeout >= 0 && late >= m.cfg.HangTimeout:
 		p.abortAt = now
 		m.log.errorf("slot %d pid %d: hangs: has not reported for %v (HangTimeout); last: %d connections, %d requests answered: ended",
@@ -215,26 +226,17 @@ func (m *master) spreadConnections() {
 			want = append(want, s.Slot)
 		}
 	}
-	switch len(want) {
-	case len(m.slots):
-		want = nil // all: by hash
-	case 0: // nobody: they wait in the queues of those that will be filled
+	if len(want) == 0 { // they wait in the queues of those that will be filled
 		for i := range m.size {
 			want = append(want, i)
 		}
 	}
-	if slices.Equal(want, m.spread) {
+	// Without a program the kernel gives them to all, by hash. Once there is
+	// one it stays: without it, what is being closed would get some again.
+	if slices.Equal(want, m.spread) || m.spread == nil && len(want) == len(m.slots) {
 		return
 	}
-	err := m.slots[0].socket.Spread(want...)
-	if err != nil && want == nil { // before Linux 5.3 a program stays
-		for i := range m.slots {
-			want = append(want, i)
-		}
-		err = m.slots[0].socket.Spread(want...)
-		want = nil
-	}
-	if err != nil {
+	if err := m.slots[0].socket.Spread(want...); err != nil {
 		m.noSpread = true
 		m.log.warnf("new connections cannot be kept from slots without a child, and those that come while a removed slot is closed can be lost: %v", err)
 		return

@@ -5,8 +5,10 @@ package prefork_test
 // Slots without a child that accepts, and children that are silent or hang.
 
 import (
+	"bufio"
 	"fmt"
 	"net"
+	"net/http"
 	"path/filepath"
 	"strconv"
 	"syscall"
@@ -259,4 +261,60 @@ func TestCostOfReports(t *testing.T) {
 	share := 100 * (with - without).Seconds() / 30
 	t.Logf("with reports %v, without %v of processor time in 30 s: %.3f %% of a core", with, without, share)
 	assert.Less(t, share, 0.1)
+}
+
+// TestCoverOfAFullChild: one that has no room takes no connection of others,
+// which would be lost with it.
+func TestCoverOfAFullChild(t *testing.T) {
+	t.Parallel()
+	s := start(t, "listener", options{
+		"enable_prefork": true, "Children": 2, "Open": "limited", "listener_mode": 1, "drain_idle": keepAlive, "Init": time.Second,
+	})
+	pids := s.readyPIDs(2)
+	// A connection to each fills it.
+	full := map[string]bool{}
+	for len(full) < 2 {
+		body, _ := openSession(t, s.addr).ask("/")
+		full[body] = true
+	}
+	var conns []net.Conn
+	for range 20 {
+		conns = append(conns, dial(t, "tcp", s.addr, "/ischild"))
+	}
+	kill(t, pids[0], syscall.SIGKILL)
+	s.await(`\[prefork\] slot \d: covered by 1 children`)
+	time.Sleep(200 * time.Millisecond) // in which it would take one
+	kill(t, pids[1], syscall.SIGKILL)
+	// All at once: each keeps its place until it is closed.
+	answers := make(chan error, len(conns))
+	for _, conn := range conns {
+		go func() {
+			defer func() { _ = conn.Close() }()
+			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			if err == nil {
+				err = resp.Body.Close()
+			}
+			answers <- err
+		}()
+	}
+	for range conns {
+		require.NoError(t, <-answers)
+	}
+	assert.Empty(t, s.matches("has not reported"), "nor is it silent")
+	s.stop()
+}
+
+// TestChildThatLeavesAndHangs: it has a deadline too, and is in nobody's way.
+func TestChildThatLeavesAndHangs(t *testing.T) {
+	t.Parallel()
+	s := start(t, "app", options{"enable_prefork": true, "Children": 2, "At": "operate", "shutdown_timeout": time.Second})
+	pid := s.readyPIDs(2)[0]
+	kill(t, pid, syscall.SIGTERM)
+	s.await(fmt.Sprintf(`slot \d pid %d: draining: terminated`, pid))
+	suspend(t, pid)
+	assert.Equal(t, "<nil>", s.operate("reload"))
+	if len(s.matches(fmt.Sprintf(`EVENT \d+ exit \d %d code=0`, pid))) == 0 { // it was stopped in time
+		s.await(fmt.Sprintf(`slot \d pid %d: it was to end by itself: killed`, pid))
+	}
+	s.stop()
 }

@@ -275,7 +275,7 @@ type ListenConfig struct {
 	ChildMaxRequests int `json:"child_max_requests"`
 
 	// ChildMaxLifetime is how long a child serves before it is recycled, see
-	// ChildMaxRequests. 0 means no limit.
+	// ChildMaxRequests: 1 s at least. 0 means no limit.
 	//
 	// Default: 0
 	ChildMaxLifetime time.Duration `json:"child_max_lifetime"`
@@ -380,7 +380,10 @@ func (cfg ListenConfig) withDefaults() (ListenConfig, error) {
 const (
 	maxChildren = 1024 // far above any machine's cores: a typo, not a wish
 
+	maxChildProcs = 1 << 16
+
 	minReportInterval = 10 * time.Millisecond
+	maxReportInterval = time.Hour
 	lateReports       = 3 // that are missing make a child a silent one
 )
 
@@ -402,24 +405,24 @@ func (cfg *ListenConfig) validate() error {
 		return invalid("MaxChildRecoveries", cfg.MaxChildRecoveries, "must not be negative")
 	case cfg.Children < 0 || cfg.Children > maxChildren:
 		return invalid("Children", cfg.Children, fmt.Sprintf("want 0 to %d", maxChildren))
-	case cfg.ChildProcs < 0:
-		return invalid("ChildProcs", cfg.ChildProcs, "must not be negative")
+	case cfg.ChildProcs < 0 || cfg.ChildProcs > maxChildProcs:
+		return invalid("ChildProcs", cfg.ChildProcs, fmt.Sprintf("want 0 to %d", maxChildProcs))
 	case cfg.ListenerMode < ListenerModeAuto || cfg.ListenerMode > ListenerModeShared:
 		return invalid("ListenerMode", int(cfg.ListenerMode), "want ListenerModeAuto, ListenerModeReuseport or ListenerModeShared")
 	case cfg.ListenerMode == ListenerModeShared && cfg.DisableReuseportFallback:
 		return invalid("ListenerMode", cfg.ListenerMode, "contradicts DisableReuseportFallback")
 	case cfg.ListenerMode == ListenerModeReuseport && cfg.ListenerNetwork == fiber.NetworkUnix:
 		return invalid("ListenerMode", cfg.ListenerMode, "unix sockets are always shared")
-	case cfg.ReportInterval < minReportInterval || cfg.ReportInterval > time.Hour:
-		return invalid("ReportInterval", cfg.ReportInterval, fmt.Sprintf("want %v to 1h", minReportInterval))
+	case cfg.ReportInterval < minReportInterval || cfg.ReportInterval > maxReportInterval:
+		return invalid("ReportInterval", cfg.ReportInterval, fmt.Sprintf("want %v to %v", minReportInterval, maxReportInterval))
 	case cfg.HangTimeout >= 0 && cfg.HangTimeout <= lateReports*cfg.ReportInterval:
 		return invalid("HangTimeout", cfg.HangTimeout, fmt.Sprintf("must be more than %d times ReportInterval (%v), or negative", lateReports, cfg.ReportInterval))
 	case cfg.ReloadParallel < 0:
 		return invalid("ReloadParallel", cfg.ReloadParallel, "must not be negative")
 	case cfg.ChildMaxRequests < 0:
 		return invalid("ChildMaxRequests", cfg.ChildMaxRequests, "must not be negative")
-	case cfg.ChildMaxLifetime < 0:
-		return invalid("ChildMaxLifetime", cfg.ChildMaxLifetime, "must not be negative")
+	case cfg.ChildMaxLifetime != 0 && cfg.ChildMaxLifetime < time.Second:
+		return invalid("ChildMaxLifetime", cfg.ChildMaxLifetime, "want 0, or 1s and more")
 	case cfg.ChildMaxRSS < 0:
 		return invalid("ChildMaxRSS", cfg.ChildMaxRSS, "must not be negative")
 	case cfg.ChildMaxRSS > 0 && runtime.GOOS != "linux":

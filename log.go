@@ -4,6 +4,9 @@ package prefork
 // PreforkLogger of the ListenConfig.
 
 import (
+	"strings"
+	"unicode"
+
 	"github.com/gofiber/fiber/v3"
 	"github.com/gofiber/fiber/v3/log"
 )
@@ -12,6 +15,16 @@ const logPrefix = "[prefork] "
 
 // maxLines is how many lines wait for an output that blocks; more are lost.
 const maxLines = 1000
+
+// printable is what a child says, in one line of a log.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, s)
+}
 
 // logger writes the lines of one server. The zero value uses Fiber's log, at once.
 type logger struct {

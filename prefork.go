@@ -258,7 +258,7 @@ type master struct {
 	// Only the supervise goroutine touches these until drained.
 	size       int            // of slots that are not removed: the first ones
 	awake      time.Time      // since when the master was not stopped
-	spread     []int          // the slots that get new connections; nil = all, by hash
+	spread     []int          // the slots that the kernel was told; nil = none, it goes by hash
 	noSpread   bool           // that cannot be chosen
 	generation int            // of the latest reload that came to its end
 	newest     int            // of the latest that began
@@ -321,6 +321,7 @@ func (a *App) serveMaster(cfg ListenConfig, tlsConfig *tls.Config, key string, b
 		return err
 	}
 	defer here.masters.Add(-1)
+	here.sockets.Private(true)
 	m.notify = newNotifier(m.log)
 	m.kept = here.claim(key)
 	defer func() { here.history.add(a.index, key, err) }()
@@ -542,8 +543,10 @@ func (m *master) supervise() {
 		timer.Reset(wait)
 		select {
 		case e := <-m.events:
+			m.notePause(now.Add(wait))
 			m.handle(e)
 		case <-timer.C:
+			m.notePause(now.Add(wait))
 			m.due(time.Now())
 		case <-stopping: // OnPreShutdown handlers run now: their time counts
 			stopping = nil
@@ -562,7 +565,6 @@ func (m *master) supervise() {
 			killAsk = nil
 			m.killAll("second signal", context.Canceled)
 		}
-		m.notePause(now.Add(wait))
 	}
 	m.due(time.Now()) // the last ends
 	m.publish()
@@ -619,6 +621,9 @@ func (m *master) handle(e event) {
 		return
 	}
 	p, s := e.process, e.process.slot
+	if e.message != nil {
+		e.message.Text = printable(e.message.Text)
+	}
 	switch {
 	case e.exit != nil:
 		m.exited(p, *e.exit)
@@ -642,8 +647,12 @@ func (m *master) handle(e event) {
 
 // ready notes that p accepts connections.
 func (m *master) ready(p *process, message *control.Message) {
+	if p.asked || p.failure != "" {
+		return // it has to go all the same
+	}
 	s, now := p.slot, time.Now()
-	p.readyAt, p.deadline, p.interval = now, time.Time{}, message.Interval
+	p.readyAt, p.deadline = now, time.Time{}
+	p.interval = min(max(message.Interval, minReportInterval), maxReportInterval)
 	p.heard, p.looked = now, now
 	p.limits = m.newLimits(now)
 	switch {
@@ -651,10 +660,10 @@ func (m *master) ready(p *process, message *control.Message) {
 		if !m.takesOver(p, message.State) {
 			return
 		}
-	case p == s.process && !p.asked:
+	case p == s.process:
 		s.State = ChildReady
 	default:
-		return // it has been asked to go meanwhile
+		return
 	}
 	child, lastPID := s.Child, s.lastPID
 	s.lastPID = 0

@@ -124,7 +124,7 @@ func residentMemory(pid int) int64 {
 }
 
 // openForExec opens a program so that it can be started when its file has
-// been replaced. The descriptor is above those that a child gets.
+// been replaced. The descriptor is above the numbers that a child gets.
 func openForExec(name string) (*os.File, error) {
 	f, err := os.Open(name) //nolint:gosec // our own executable
 	if err != nil {

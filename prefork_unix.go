@@ -61,7 +61,12 @@ func (p *process) start(at *socket.Socket, env childEnv, img *image, as *credent
 		Env:        environ(env, procs),
 		Stdout:     os.Stdout,
 		Stderr:     os.Stderr,
-		ExtraFiles: []*os.File{listener, theirs, page.File()}, // listenerFD, controlFD, pageFD
+		ExtraFiles: []*os.File{listener, theirs, page.File(), page.File()}, // listenerFD, controlFD, pageFD, imageFD
+	}
+	if img != nil && img.file != nil {
+		// Go puts a descriptor of its own above those that are passed, and
+		// must not hit the one by which the program is started.
+		cmd.ExtraFiles[imageFD-listenerFD] = img.file
 	}
 	if as != nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: (*syscall.Credential)(as)}
@@ -222,13 +227,21 @@ func (i *image) close() {
 func replaceImage(img *image, h *handover, keep func(bool) (*handover, error)) error {
 	var ignored []os.Signal
 	for _, sig := range watchedSignals() {
-		if s, ok := sig.(syscall.Signal); ok && !asksToEnd(sig) {
-			h.Signals, ignored = append(h.Signals, int(s)), append(ignored, sig)
+		s, ok := sig.(syscall.Signal)
+		if !ok || h.Unwatched {
+			continue
+		}
+		h.Signals = append(h.Signals, int(s))
+		if !asksToEnd(sig) {
+			ignored = append(ignored, sig)
 		}
 	}
-	if h.Signals == nil { // all are ignored anyway
-		h.Signals = []int{}
-	}
+	// A program that is started meanwhile would inherit all of it.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	defer func() { _, _ = keep(false) }()
+	here.sockets.Private(false)
+	defer here.sockets.Private(true)
 	if _, err := keep(true); err != nil {
 		return err
 	}
@@ -247,9 +260,8 @@ func replaceImage(img *image, h *handover, keep func(bool) (*handover, error)) e
 	env := append(os.Environ(), fmt.Sprintf("%s=%d %d %d", envState, stateVersion, os.Getpid(), f.Fd()))
 	// Until the new program watches them they would end it. One that comes
 	// in between is lost.
-	if !h.Unwatched {
+	if len(ignored) > 0 { // else it would be all
 		signal.Ignore(ignored...)
-		defer signal.Reset(ignored...)
 	}
 	err = syscall.Exec(img.path(), os.Args, env) //nolint:gosec // our own executable
 	return fmt.Errorf("exec %s: %w", img.name, err)
@@ -365,6 +377,7 @@ func adopt(fds ...int) {
 	for _, fd := range fds {
 		unix.CloseOnExec(fd)
 	}
+	_ = unix.Close(imageFD)
 	guardOutput() // main may write before it listens
 	rename()
 }
@@ -375,39 +388,53 @@ var guardOutput = sync.OnceFunc(func() {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // not Ignore: programs that are run would inherit that
 })
 
-// watchSignals calls f, one signal after another, for those that a server
-// acts on, until stop is called.
+// watchSignals calls f for the signals that a server acts on, until stop is
+// called. Those that ask to end wait for no others.
 func watchSignals(f func(os.Signal)) (w signalWatch) {
-	c := make(chan os.Signal, 4)
+	ends, others := make(chan os.Signal, 4), make(chan os.Signal, 4)
+	watched := watchedSignals()
 	w.again = func() {
-		for _, sig := range watchedSignals() {
-			signal.Notify(c, sig)
+		for _, sig := range watched {
+			if asksToEnd(sig) {
+				signal.Notify(ends, sig)
+			} else {
+				signal.Notify(others, sig)
+			}
 		}
 	}
 	w.again()
 	early := here.signals
 	if early != nil {
 		signal.Stop(early)
+		for len(early) > 0 { // nobody else sends any more
+			if sig := <-early; asksToEnd(sig) {
+				ends <- sig
+			} else {
+				others <- sig
+			}
+		}
 	}
 	done := make(chan struct{})
-	go func() {
+	call := func(c <-chan os.Signal) {
 		for {
-			var sig os.Signal
 			select {
-			case sig = <-early:
-			case sig = <-c:
+			case sig := <-c:
+				if ofJobControl(sig) {
+					signal.Ignore(sig) // else the terminal sends it again and again
+				} else {
+					f(sig)
+				}
 			case <-done:
 				return
 			}
-			if ofJobControl(sig) {
-				signal.Ignore(sig) // else the terminal sends it again and again
-				continue
-			}
-			f(sig)
 		}
-	}()
+	}
+	go call(ends)
+	go call(others)
 	w.stop = func() {
-		signal.Stop(c)
+		// The others go on to be taken, by nobody: a reload that comes too
+		// late is no reason to end main in the middle of its last words.
+		signal.Stop(ends)
 		close(done)
 	}
 	return w

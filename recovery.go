@@ -101,6 +101,9 @@ func (m *master) leaves(s *slot, why string) {
 	exit := &ChildExit{PID: s.PID, ExitCode: -1, Status: why, Uptime: time.Since(s.StartedAt)}
 	s.leaving = append(s.leaving, s.process)
 	now := time.Now()
+	// It ends its drain, and a main that does not end, by itself: see leaveSoon.
+	s.process.deadline = now.Add(2*m.cfg.ShutdownTimeout + 2*leaveGrace)
+	s.process.failure = "it was to end by itself"
 	s.lose(exit, now, true)
 	m.due(now)
 }
@@ -194,7 +197,7 @@ func (m *master) overdue(p *process, now time.Time) {
 		return
 	}
 	p.deadline = time.Time{}
-	if !p.asked {
+	if p.failure == "" {
 		p.failure = fmt.Sprintf("not ready after %v (ChildStartTimeout)", m.cfg.ChildStartTimeout)
 		if m.starting {
 			m.abort(&ChildError{Reason: ErrChildStart, Slot: p.slot.Slot, PID: p.pid, Status: p.failure})
@@ -227,10 +230,12 @@ func (m *master) nextDue(now time.Time) time.Duration {
 		}
 		if p := s.process; p != nil {
 			at(m.lookAt(p))
-			at(m.recycleAt(s))
+			if !m.starting {
+				at(m.recycleAt(s))
+			}
 		}
 	}
-	if s := m.slots[len(m.slots)-1]; s.removed {
+	if s := m.slots[len(m.slots)-1]; s.removed && !m.starting {
 		at(s.closeAt)
 	}
 	return next

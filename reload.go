@@ -23,6 +23,8 @@ const (
 	// handshakeGrace is how long the listener of a removed slot stays open,
 	// with no new connection given to it, for those whose handshake has begun.
 	handshakeGrace = time.Second
+	// uncoverGrace is how long those that covered it have to close their copies.
+	uncoverGrace = 200 * time.Millisecond
 	// queuePoll is how often its queue is looked at after that.
 	queuePoll = 50 * time.Millisecond
 	// recyclePause is how long after a recycling that failed the next try is.
@@ -183,7 +185,7 @@ func (m *master) beginReload(now time.Time) {
 	if r.upgrade {
 		what = "upgrading"
 	}
-	m.log.infof("%s: generation %d", what, r.target)
+	m.log.infof("%s: generation %d, from %s", what, r.target, here.program)
 	m.notify.reloading(what)
 	img, err := openImage()
 	if err != nil {
@@ -285,7 +287,7 @@ func (m *master) notReady(p *process, status string) {
 		return
 	}
 	err := &ChildError{Reason: ErrChildStart, Slot: s.Slot, PID: p.pid, Status: cmp.Or(p.failure, status)}
-	if m.reload != nil {
+	if m.reload != nil && m.reload.target == p.generation {
 		m.failReload(err)
 		return
 	}
@@ -378,6 +380,10 @@ func (m *master) scale(n int) error {
 	for m.size < n {
 		if m.size == len(m.slots) {
 			if err := m.addSlot(m.slots[0].socket); err != nil {
+				for m.size > before { // all or nothing
+					m.size--
+					m.remove(m.slots[m.size])
+				}
 				return fmt.Errorf("prefork: scale to %d: %w", n, err)
 			}
 		} else {
@@ -402,7 +408,7 @@ func (m *master) scale(n int) error {
 // queue are covered, and its child drains.
 func (m *master) remove(s *slot) {
 	s.removed = true
-	s.respawnAt = time.Time{}
+	s.respawnAt, s.lastPID = time.Time{}, 0
 	s.closeAt = time.Now().Add(handshakeGrace)
 	m.arrange()
 	if s.exit != nil { // whether it is replaced is no question any more
@@ -433,22 +439,30 @@ func (m *master) closeRemoved(now time.Time) {
 		}
 		if m.cfg.ListenerMode == ListenerModeReuseport {
 			if n, err := s.socket.Queued(); err == nil && n > 0 {
-				s.closeAt = now.Add(queuePoll)
+				s.closing, s.closeAt = false, now.Add(queuePoll)
 				return
 			}
-			s.closing = true
-			for _, other := range m.slots {
-				for _, p := range other.processes() {
-					if slices.Contains(p.covers, s) {
-						_ = p.control.Send(control.Message{Kind: control.Uncover, Slot: uint32(s.Slot)})
-						p.covers = slices.DeleteFunc(p.covers, func(covered *slot) bool { return covered == s })
-					}
-				}
+			if !s.closing { // once more, when nobody accepts from it any more
+				s.closing, s.closeAt = true, now.Add(uncoverGrace)
+				m.uncover(s)
+				return
 			}
 			_ = s.socket.Close()
 		}
 		m.slots = m.slots[:len(m.slots)-1]
 		m.log.infof("slot %d: removed", s.Slot)
+	}
+}
+
+// uncover ends all covering of s, by children that could not go on with it too.
+func (m *master) uncover(s *slot) {
+	for _, other := range m.slots {
+		for _, p := range other.processes() {
+			if slices.Contains(p.covers, s) {
+				_ = p.control.Send(control.Message{Kind: control.Uncover, Slot: uint32(s.Slot)})
+				p.covers = slices.DeleteFunc(p.covers, func(covered *slot) bool { return covered == s })
+			}
+		}
 	}
 }
 

@@ -67,9 +67,10 @@ type handover struct {
 	Children   int // that were configured
 	Generation int
 	Slots      []keptSlot
-	Signals    []int // that are watched, but for those that ask to end
+	Signals    []int // that are watched
 	Unwatched  bool  // none is: they are the application's
 	Ended      []ended
+	Program    string // path of the executable, as it was named at the first start
 }
 
 type keptSlot struct {
@@ -116,6 +117,8 @@ func (m *master) replace() error {
 	switch {
 	case m.stopping.sent():
 		err = errStoppedReload
+	case m.upgradable() != nil: // meanwhile
+		err = m.upgradable()
 	case !m.settled(): // a child has left meanwhile
 		err = errUnsettled
 	default:
@@ -123,7 +126,6 @@ func (m *master) replace() error {
 	}
 	// Still here.
 	m.signals.again()
-	_, _ = keep(false)
 	for _, s := range m.slots {
 		for _, p := range s.processes() {
 			p.hold.end(p.control)
@@ -172,7 +174,7 @@ func (m *master) handover() (*handover, func(bool) (*handover, error)) {
 	h := &handover{
 		Version: stateVersion, PID: os.Getpid(), Key: m.env.key, App: m.app.index, Mode: m.cfg.ListenerMode,
 		Children: m.cfg.Children, Generation: m.generation, Ended: here.history.all(),
-		Unwatched: m.cfg.DisableSignals,
+		Unwatched: m.cfg.DisableSignals, Program: here.program,
 	}
 	keep := func(keep bool) (*handover, error) {
 		var failed error
@@ -317,7 +319,10 @@ func (h hold) begin(c *control.Conn) {
 func (h hold) end(c *control.Conn) {
 	h.on.Store(false)
 	c.ReceiveAgain()
-	h.goOn <- struct{}{}
+	select {
+	case h.goOn <- struct{}{}:
+	default: // nobody receives any more
+	}
 }
 
 // receive gives all that p says to events, until its channel ends.
@@ -388,7 +393,8 @@ func (t *thisProcess) keptSocket(key string) *socket.Socket {
 // already, and how that ended: this one's main comes to it again on its way
 // to the server that goes on.
 func (t *thisProcess) endedBefore(app int, key string) (over bool, err error) {
-	if h := t.kept.Load(); h == nil || h.Key == key {
+	h := t.kept.Load()
+	if h == nil || h.Key == key && h.App == app {
 		return false, nil
 	}
 	return t.history.find(app, key)

@@ -318,3 +318,44 @@ func TestUpgradeRefused(t *testing.T) {
 	assert.Equal(t, "prefork: upgrade failed: another prefork server runs in this process", s.operate("upgrade"))
 	s.stop()
 }
+
+// TestUpgradesOfARelativeLink: a deploy that changes a link that main was
+// started through, by a relative path, again and again.
+func TestUpgradesOfARelativeLink(t *testing.T) {
+	t.Parallel()
+	dir := openDir(t)
+	versions := []string{"A", "B", "C"}
+	for _, version := range versions {
+		require.NoError(t, os.Mkdir(filepath.Join(dir, version), 0o755))
+		install(t, build(t, version), filepath.Join(dir, version, "app"))
+	}
+	current := filepath.Join(dir, "current")
+	require.NoError(t, os.Symlink("A", current))
+	s := prepare(t, "", nil)
+	s.cmd.Path, s.cmd.Args, s.cmd.Dir = "./app", []string{"./app"}, current
+	s.cmd.Env = append(s.cmd.Env, "TESTAPP_ADDR=127.0.0.1:0", "PWD="+current)
+	s.launch().awaitListen()
+	for _, version := range versions[1:] {
+		require.NoError(t, os.Symlink(version, current+".new"))
+		require.NoError(t, os.Rename(current+".new", current))
+		s.upgrade()
+		assert.True(t, strings.HasPrefix(s.get("/"), version+" "))
+	}
+	s.stop()
+}
+
+// TestEndOfAnUpgradeThatIsSlow: SIGTERM while the new main is on its way to
+// Listen is heard there.
+func TestEndOfAnUpgradeThatIsSlow(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "app")
+	install(t, build(t, "A"), path)
+	s := startApp(t, path)
+	install(t, build(t, "slow", "-X main.slow=1s"), path)
+	s.signal(syscall.SIGUSR2)
+	s.await(`replacing the program of the master`)
+	s.await(`EVENT \d+ slow`)
+	s.signal(syscall.SIGTERM)
+	assert.Equal(t, 0, s.exit())
+	s.await(`terminated: draining`)
+}

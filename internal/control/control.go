@@ -194,7 +194,7 @@ type Conn struct {
 // taken in yet: see [Conn.Unread].
 func NewConn(conn net.Conn, unread []byte) *Conn {
 	c := &Conn{conn: conn}
-	c.in = bufio.NewReaderSize(io.MultiReader(bytes.NewReader(unread), c.receiver()), headerSize+MaxPayload)
+	c.in = bufio.NewReaderSize(io.MultiReader(bytes.NewReader(unread), conn), headerSize+MaxPayload)
 	return c
 }
 

@@ -20,7 +20,7 @@ func pair(t *testing.T) (*Conn, *Conn) {
 	fd, err := unix.Dup(int(file.Fd()))
 	require.NoError(t, err)
 	require.NoError(t, file.Close())
-	theirs, err := Open(uintptr(fd))
+	theirs, err := Inherit(uintptr(fd))
 	require.NoError(t, err)
 	t.Cleanup(func() { _, _ = mine.Close(), theirs.Close() })
 	return mine, theirs
@@ -72,6 +72,21 @@ func TestSendFD(t *testing.T) {
 		assert.Equal(t, "x", string(b), "message %d has its own descriptor", i)
 		require.NoError(t, r.Close())
 	}
+}
+
+// TestMasterTakesNoDescriptor: a child cannot fill the master's table.
+func TestMasterTakesNoDescriptor(t *testing.T) {
+	mine, theirs := pair(t)
+	r, w, err := os.Pipe()
+	require.NoError(t, err)
+	require.NoError(t, theirs.SendFD(Message{Kind: Cover}, int(w.Fd())))
+	require.NoError(t, w.Close())
+	m, err := mine.Receive()
+	require.NoError(t, err)
+	assert.Nil(t, m.File)
+	_, err = r.Read(make([]byte, 1))
+	require.ErrorIs(t, err, io.EOF, "nobody has it")
+	require.NoError(t, r.Close())
 }
 
 // TestHandOver: another program goes on where this one stopped reading.

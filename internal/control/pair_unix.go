@@ -3,6 +3,7 @@
 package control
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -35,10 +36,30 @@ func Pair() (*Conn, *os.File, error) {
 	return mine, theirs, nil
 }
 
-// Open speaks on the socket at descriptor fd, which it closes: it keeps a
-// duplicate that programs started later do not inherit. unread is what was
-// received from it before: see [Conn.Unread].
+// Open speaks on the socket at descriptor fd, which it closes, as a master: it
+// keeps a duplicate that programs started later do not inherit. unread is what
+// was received from it before: see [Conn.Unread]. Descriptors that come along
+// are dropped by the system.
 func Open(fd uintptr, unread ...byte) (*Conn, error) {
+	conn, err := open(fd)
+	if err != nil {
+		return nil, err
+	}
+	return NewConn(conn, unread), nil
+}
+
+// Inherit is Open for a child, which receives descriptors.
+func Inherit(fd uintptr) (*Conn, error) {
+	conn, err := open(fd)
+	if err != nil {
+		return nil, err
+	}
+	c := &Conn{conn: conn}
+	c.in = bufio.NewReaderSize(c.receiver(), headerSize+MaxPayload)
+	return c, nil
+}
+
+func open(fd uintptr) (net.Conn, error) {
 	f := os.NewFile(fd, "control channel")
 	if f == nil {
 		return nil, fmt.Errorf("control channel: descriptor %d is not open", fd)
@@ -48,7 +69,7 @@ func Open(fd uintptr, unread ...byte) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("control channel at descriptor %d: %w", fd, err)
 	}
-	return NewConn(conn, unread), nil
+	return conn, nil
 }
 
 // SendFD sends m and a copy of descriptor fd. See [Conn.Send].

@@ -2,7 +2,6 @@ package control
 
 import (
 	"errors"
-	"io"
 	"os"
 )
 
@@ -20,4 +19,5 @@ func (c *Conn) SendFD(Message, int) error { return errWindows }
 // Keep always fails here.
 func (c *Conn) Keep(bool) (int, error) { return -1, errWindows }
 
-func (c *Conn) receiver() io.Reader { return c.conn }
+// Inherit always fails here.
+func Inherit(uintptr) (*Conn, error) { return nil, errWindows }

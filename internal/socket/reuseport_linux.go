@@ -59,18 +59,10 @@ func (s *Socket) Pin() error {
 // sockets of its group that are named, each as many, and to no other. A
 // socket's index is its place in the order in which the group's sockets began
 // to listen; when one closes, the last one takes its index. Connections that a
-// socket has in its queue stay there. Without indexes all sockets get
-// connections again.
+// socket has in its queue stay there.
 //
 // s must have siblings: one that is alone cannot be given a program.
 func (s *Socket) Spread(indexes ...int) error {
-	if len(indexes) == 0 {
-		err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_DETACH_REUSEPORT_BPF, 0)
-		if errors.Is(err, unix.ENOENT) {
-			return nil // there is none
-		}
-		return os.NewSyscallError("setsockopt SO_DETACH_REUSEPORT_BPF", err)
-	}
 	const random = 0xffff_f000 + 56 // SKF_AD_OFF + SKF_AD_RANDOM of linux/filter.h
 	program := []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: random},

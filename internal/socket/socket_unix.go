@@ -256,10 +256,18 @@ func Inherit(fd uintptr) (net.Listener, error) {
 	return ln, nil
 }
 
+// Readable says whether connections wait on the listener fd: for the Read of
+// its [syscall.RawConn], which waits until there are some.
+func Readable(fd uintptr) bool {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n > 0
+}
+
 // AcceptNow takes a connection out of ln's accept queue and returns nil if
 // the queue is empty. Unlike Accept it never waits, and it works after ln's
-// deadline has passed.
-func AcceptNow(ln net.Listener) (net.Conn, error) {
+// deadline has passed. ln is a [syscall.Conn]: a listener or its file.
+func AcceptNow(ln any) (net.Conn, error) {
 	sc, ok := ln.(syscall.Conn)
 	if !ok {
 		return nil, ErrNoDescriptor

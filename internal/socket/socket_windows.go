@@ -23,7 +23,7 @@ func Take(net.Listener) (*Socket, error) { return nil, errWindows }
 func Inherit(uintptr) (net.Listener, error) { return nil, errWindows }
 
 // AcceptNow always fails here.
-func AcceptNow(net.Listener) (net.Conn, error) { return nil, errWindows }
+func AcceptNow(any) (net.Conn, error) { return nil, errWindows }
 
 // EnableReuseport always fails here.
 func (s *Socket) EnableReuseport() error { return ErrReuseport }
@@ -63,3 +63,6 @@ func Adopt(Kept) (*Socket, error) { return nil, errWindows }
 
 // FD is always -1 here.
 func (s *Socket) FD() int { return -1 }
+
+// Readable is always false here.
+func Readable(uintptr) bool { return false }

@@ -53,8 +53,7 @@ func TestSpread(t *testing.T) {
 	dial(10)
 	assert.Equal(t, []int{0, before[1], before[2], 10}, queued())
 
-	require.NoError(t, first.Spread())
-	require.NoError(t, first.Spread(), "twice is as good as once")
+	require.NoError(t, first.Spread(3, 2, 1, 0))
 	dial(100)
 	for i, n := range queued() {
 		assert.NotZero(t, n, "socket %d", i)

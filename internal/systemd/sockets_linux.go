@@ -175,6 +175,25 @@ func (s *Sockets) Unused() []string {
 	return all
 }
 
+// Private keeps the sockets that are not taken from programs that this process
+// starts, or, for the one that takes its place by exec, does not.
+func (s *Sockets) Private(private bool) {
+	if s == nil {
+		return
+	}
+	flags := 0
+	if private {
+		flags = unix.FD_CLOEXEC
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.left {
+		if p := &s.left[i]; p.isThere() {
+			_, _ = unix.FcntlInt(uintptr(p.fd), unix.F_SETFD, flags)
+		}
+	}
+}
+
 // takeFirst takes the first socket that match accepts.
 func (s *Sockets) takeFirst(match func(*passed) bool) (net.Listener, error) {
 	s.mu.Lock()

@@ -44,3 +44,6 @@ func (s *Sockets) Listener(string, string) (net.Listener, error) { return nil, n
 
 // Unused returns nil.
 func (s *Sockets) Unused() []string { return nil }
+
+// Private does nothing.
+func (s *Sockets) Private(bool) {}

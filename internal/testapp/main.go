@@ -18,9 +18,10 @@ import (
 	"github.com/fiber-prefork/prefork"
 )
 
-// version and fail are set by the linker. fail is how this version is broken:
-// "" or "start" (a child does not start).
-var version, fail string
+// version, fail and slow are set by the linker. fail is how this version is
+// broken: "" or "start" (a child does not start). slow is how long main takes
+// in the master before it listens.
+var version, fail, slow string
 
 func main() {
 	app := prefork.New()
@@ -41,6 +42,10 @@ func main() {
 	})
 	if prefork.IsChild() && fail == "start" {
 		os.Exit(9)
+	}
+	if d, err := time.ParseDuration(slow); err == nil && !prefork.IsChild() {
+		fmt.Printf("EVENT %d slow\n", os.Getpid())
+		time.Sleep(d)
 	}
 	cfg := prefork.ListenConfig{
 		EnablePrefork: true, DisableStartupMessage: true, Children: 2,
