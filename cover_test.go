@@ -271,13 +271,13 @@ func TestCoverOfAFullChild(t *testing.T) {
 		"enable_prefork": true, "Children": 2, "Open": "limited", "listener_mode": 1, "drain_idle": keepAlive, "Init": time.Second,
 	})
 	pids := s.readyPIDs(2)
-	// A connection to each fills it.
-	full := map[string]bool{}
-	for len(full) < 2 {
-		body, _ := openSession(t, s.addr).ask("/")
-		full[body] = true
+	// A connection to each fills it: on these nothing is asked.
+	var full, conns []net.Conn
+	for range 10 {
+		conn, err := net.Dial("tcp", s.addr)
+		require.NoError(t, err)
+		full = append(full, conn)
 	}
-	var conns []net.Conn
 	for range 20 {
 		conns = append(conns, dial(t, "tcp", s.addr, "/ischild"))
 	}
@@ -285,6 +285,9 @@ func TestCoverOfAFullChild(t *testing.T) {
 	s.await(`\[prefork\] slot \d: covered by 1 children`)
 	time.Sleep(200 * time.Millisecond) // in which it would take one
 	kill(t, pids[1], syscall.SIGKILL)
+	for _, conn := range full {
+		require.NoError(t, conn.Close())
+	}
 	// All at once: each keeps its place until it is closed.
 	answers := make(chan error, len(conns))
 	for _, conn := range conns {

@@ -655,12 +655,12 @@ func (m *master) ready(p *process, message *control.Message) {
 	p.interval = min(max(message.Interval, minReportInterval), maxReportInterval)
 	p.heard, p.looked = now, now
 	p.limits = m.newLimits(now)
-	switch {
-	case p == s.next:
+	switch p {
+	case s.next:
 		if !m.takesOver(p, message.State) {
 			return
 		}
-	case p == s.process:
+	case s.process:
 		s.State = ChildReady
 	default:
 		return

@@ -214,7 +214,8 @@ func (m *master) stepReload(now time.Time) {
 			break
 		}
 		if err := m.succeed(s, r.target); err != nil {
-			if m.failReload(err); m.reload != nil {
+			m.failReload(err)
+			if m.reload != nil {
 				m.stepReload(now) // back
 			}
 			return
