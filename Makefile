@@ -19,10 +19,11 @@ run: ## run examples/hello
 	go run ./examples/hello
 
 # Processes that the tests start write their counters too: go test sets
-# GOCOVERDIR, and takes in what it finds there when the tests are over.
+# GOCOVERDIR, and takes in what it finds there when the tests are over. Tests
+# wait more than they work: more of them run at a time than there are cores.
 test: cc ## all tests with the race detector, and the coverage, children included
 	@rm -rf coverage && mkdir coverage
-	go test -race -count=1 -timeout=10m -covermode=atomic -coverpkg=./... -coverprofile=coverage/all ./...
+	go test -race -count=1 -parallel=6 -timeout=20m -covermode=atomic -coverpkg=./... -coverprofile=coverage/all ./...
 	@grep -v /examples/ coverage/all >coverage/profile
 	@go tool cover -func=coverage/profile >coverage/functions
 	@tail -n 1 coverage/functions
@@ -31,7 +32,7 @@ cover: test ## test, and write coverage/index.html
 	go tool cover -html=coverage/profile -o coverage/index.html
 
 stress: cc ## every test 60 times: hunts for races and flakes, takes long
-	go test -race -count=20 -cpu=1,2,4 -timeout=6h ./...
+	go test -race -count=20 -cpu=1,2,4 -parallel=6 -timeout=12h ./...
 
 fuzz: ## a short run of every fuzz target
 	@FUZZTIME=$(FUZZTIME) sh scripts/fuzz.sh

@@ -49,7 +49,7 @@ func (m *master) notePause(wanted time.Time) {
 func (p *process) reports() bool { return !p.readyAt.IsZero() && !p.asked && p.interval > 0 }
 
 // quietLooks is how many intervals after a look at a quiet child the next is.
-const quietLooks = 3
+const quietLooks = 4
 
 // lookAt says when p is looked at next.
 func (m *master) lookAt(p *process) time.Time {
