@@ -201,8 +201,7 @@ func (m *master) coverBy(s *slot, able, by []*process) {
 				began++
 			}
 		case is && !covers:
-			if p.control.Send(control.Message{Kind: control.Uncover, Slot: uint32(s.Slot)}) == nil {
-				p.covers = slices.DeleteFunc(p.covers, func(other *slot) bool { return other == s })
+			if p.uncover(s) {
 				ended++
 			}
 		}
@@ -213,6 +212,15 @@ func (m *master) coverBy(s *slot, able, by []*process) {
 	case ended > 0 && len(by) == 0:
 		m.log.infof("slot %d: not covered any more", s.Slot)
 	}
+}
+
+// uncover asks p to cover s no longer, and says whether it was told.
+func (p *process) uncover(s *slot) bool {
+	if p.control.Send(control.Message{Kind: control.Uncover, Slot: uint32(s.Slot)}) != nil {
+		return false // it is asked again
+	}
+	p.covers = slices.DeleteFunc(p.covers, func(other *slot) bool { return other == s })
+	return true
 }
 
 // spreadConnections tells the kernel which slots get new connections.

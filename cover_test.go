@@ -99,10 +99,17 @@ func TestQueueIsCovered(t *testing.T) {
 	for _, pid := range pids {
 		suspend(t, pid) // so that nothing is accepted
 	}
-	l := startLoad(t, s.addr, 0, 100)
-	time.Sleep(50 * time.Millisecond) // they connect
+	var conns []net.Conn
+	for range 100 {
+		conns = append(conns, dial(t, "tcp", s.addr, "/"))
+	}
 	kill(t, pids[0], syscall.SIGKILL)
 	kill(t, pids[1], syscall.SIGCONT)
+	for _, conn := range conns {
+		_, body := answer(t, conn)
+		assert.Equal(t, strconv.Itoa(pids[1]), body)
+	}
+	l := startLoad(t, s.addr, 0, 100)
 	l.more(300)
 	l.clean()
 	_, by := l.since(time.Time{}, time.Now())

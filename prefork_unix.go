@@ -221,10 +221,10 @@ func (i *image) close() {
 	}
 }
 
-// replaceImage replaces the program of this process by img, which gets what
-// keep returns. It returns only if that is impossible; this program then has
+// replaceImage replaces the program of this process by img, which gets h
+// and the descriptors that keep makes survive. It returns only if that is impossible; this program then has
 // to watch its signals anew.
-func replaceImage(img *image, h *handover, keep func(bool) (*handover, error)) error {
+func replaceImage(img *image, h *handover, keep func(bool) error) error {
 	var ignored []os.Signal
 	for _, sig := range watchedSignals() {
 		s, ok := sig.(syscall.Signal)
@@ -239,10 +239,10 @@ func replaceImage(img *image, h *handover, keep func(bool) (*handover, error)) e
 	// A program that is started meanwhile would inherit all of it.
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
-	defer func() { _, _ = keep(false) }()
+	defer func() { _ = keep(false) }()
 	here.sockets.Private(false)
 	defer here.sockets.Private(true)
-	if _, err := keep(true); err != nil {
+	if err := keep(true); err != nil {
 		return err
 	}
 	b, err := json.Marshal(h)

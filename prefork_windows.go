@@ -45,7 +45,7 @@ func openImage() (*image, error) { return nil, ErrPlatformUnsupported }
 
 func (*image) close() {}
 
-func replaceImage(*image, *handover, func(bool) (*handover, error)) error {
+func replaceImage(*image, *handover, func(bool) error) error {
 	return ErrPlatformUnsupported
 }
 

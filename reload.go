@@ -15,8 +15,6 @@ import (
 	"os"
 	"slices"
 	"time"
-
-	"github.com/fiber-prefork/prefork/internal/control"
 )
 
 const (
@@ -460,8 +458,7 @@ func (m *master) uncover(s *slot) {
 	for _, other := range m.slots {
 		for _, p := range other.processes() {
 			if slices.Contains(p.covers, s) {
-				_ = p.control.Send(control.Message{Kind: control.Uncover, Slot: uint32(s.Slot)})
-				p.covers = slices.DeleteFunc(p.covers, func(covered *slot) bool { return covered == s })
+				p.uncover(s)
 			}
 		}
 	}

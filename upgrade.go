@@ -169,14 +169,14 @@ func (m *master) holdChildren() {
 
 // handover returns what the next program has to know, and a function that
 // makes the descriptors in it survive, or not.
-func (m *master) handover() (*handover, func(bool) (*handover, error)) {
+func (m *master) handover() (*handover, func(keep bool) error) {
 	now := time.Now()
 	h := &handover{
 		Version: stateVersion, PID: os.Getpid(), Key: m.env.key, App: m.app.index, Mode: m.cfg.ListenerMode,
 		Children: m.cfg.Children, Generation: m.generation, Ended: here.history.all(),
 		Unwatched: m.cfg.DisableSignals, Program: here.program,
 	}
-	keep := func(keep bool) (*handover, error) {
+	return h, func(keep bool) error {
 		var failed error
 		h.Slots = nil
 		for _, s := range m.slots {
@@ -200,9 +200,8 @@ func (m *master) handover() (*handover, func(bool) (*handover, error)) {
 			}
 			h.Slots = append(h.Slots, k)
 		}
-		return h, failed
+		return failed
 	}
-	return h, keep
 }
 
 // parseHandover reads what the program before this one has left.
