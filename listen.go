@@ -52,6 +52,30 @@ func (m ListenerMode) String() string {
 	}
 }
 
+// Steering says who chooses the child that gets a new connection in
+// ListenerModeReuseport.
+type Steering int
+
+const (
+	// SteeringAuto gives new connections to the children that have the fewest
+	// open ones, where the kernel can be told to: on Linux.
+	SteeringAuto Steering = iota
+	// SteeringOff leaves it to the kernel, which goes by a hash of the addresses.
+	SteeringOff
+)
+
+// String returns "auto" or "off".
+func (s Steering) String() string {
+	switch s {
+	case SteeringAuto:
+		return "auto"
+	case SteeringOff:
+		return "off"
+	default:
+		return fmt.Sprintf("Steering(%d)", int(s))
+	}
+}
+
 // ListenConfig is fiber.ListenConfig with every field of it, and more. The
 // fields that Fiber has keep Fiber's meaning; what is said of them here is
 // what prefork adds. With EnablePrefork false the others have no effect.
@@ -215,6 +239,12 @@ type ListenConfig struct {
 	//
 	// Default: ListenerModeAuto
 	ListenerMode ListenerMode `json:"listener_mode"`
+
+	// Steering says who chooses the child that gets a new connection. It turns
+	// itself off, with a warning, where the kernel refuses.
+	//
+	// Default: SteeringAuto
+	Steering Steering `json:"steering"`
 
 	// DisableSignals leaves all signals to the application, in the master and
 	// in the children: see docs/signals.md for what they do else.
@@ -413,6 +443,8 @@ func (cfg *ListenConfig) validate() error {
 		return invalid("ListenerMode", cfg.ListenerMode, "contradicts DisableReuseportFallback")
 	case cfg.ListenerMode == ListenerModeReuseport && cfg.ListenerNetwork == fiber.NetworkUnix:
 		return invalid("ListenerMode", cfg.ListenerMode, "unix sockets are always shared")
+	case cfg.Steering < SteeringAuto || cfg.Steering > SteeringOff:
+		return invalid("Steering", int(cfg.Steering), "want SteeringAuto or SteeringOff")
 	case cfg.ReportInterval < minReportInterval || cfg.ReportInterval > maxReportInterval:
 		return invalid("ReportInterval", cfg.ReportInterval, fmt.Sprintf("want %v to %v", minReportInterval, maxReportInterval))
 	case cfg.HangTimeout >= 0 && cfg.HangTimeout <= lateReports*cfg.ReportInterval:

@@ -107,6 +107,7 @@ func TestInvalidConfig(t *testing.T) {
 		{ListenConfig{Children: 100000}, "Children = 100000"},
 		{ListenConfig{ChildProcs: -4}, "ChildProcs = -4"},
 		{ListenConfig{ListenerMode: 9}, "ListenerMode = 9"},
+		{ListenConfig{Steering: 2}, "Steering = 2"},
 		{ListenConfig{ListenerMode: ListenerModeShared, DisableReuseportFallback: true}, "ListenerMode = shared"},
 		{ListenConfig{ListenerMode: ListenerModeReuseport, ListenerNetwork: "unix"}, "ListenerMode = reuseport"},
 		{ListenConfig{ReportInterval: -1}, "ReportInterval = -1ns"},
