@@ -455,6 +455,7 @@ func (a *App) serve(cfg ListenConfig, ln *inheritedListener, outer net.Listener)
 	}
 	ln.log, ln.interval = logger{custom: cfg.PreforkLogger, queue: newCalls()}, cfg.ReportInterval
 	c := &child{app: a, cfg: cfg, in: in, ln: ln, end: newEnding()}
+	c.conns.page, c.conns.tell = in.page, func() { _ = in.control.Send(control.Message{Kind: control.Arrival}) }
 	a.setServer(c)
 
 	defer func() {
@@ -518,14 +519,18 @@ func (c *child) signalled(sig os.Signal) {
 func (c *child) report() {
 	tick := time.NewTicker(c.cfg.ReportInterval)
 	defer tick.Stop()
-	last, same := uint64(0), 0
+	last, same, swept := uint64(0), 0, time.Now()
 	for {
 		asked, answered := c.asked.Load(), c.answered.Load()
 		same++
 		if asked != last || asked != answered {
 			last, same = asked, 0
 		}
-		r := report.Report{Conns: uint32(c.conns.open()), Requests: answered}
+		if now := time.Now(); now.Sub(swept) >= sweepEvery {
+			swept = now
+			c.conns.hijackedOpen()
+		}
+		r := report.Report{Requests: answered}
 		if r.Quiet = canBeQuiet && same >= quietAfter; r.Quiet {
 			c.quiet.Store(true)
 		}
@@ -549,6 +554,9 @@ func (c *child) report() {
 		tick.Reset(c.cfg.ReportInterval)
 	}
 }
+
+// sweepEvery is how often a child looks which hijacked connections have ended.
+const sweepEvery = time.Second
 
 // quietAfter is how many reports without a change make a child quiet.
 const quietAfter = 4

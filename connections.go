@@ -15,23 +15,25 @@ import (
 	"time"
 
 	"github.com/valyala/fasthttp"
+
+	"github.com/fiber-prefork/prefork/internal/report"
 )
 
 // connections is what a fasthttp ConnState function knows.
 type connections struct {
+	page   *report.Page // gets the number of those that are open
+	tell   func()       // tells the master that one came
 	silent atomic.Int64 // how many of conns are: most requests have nothing to look for
 
 	mu       sync.Mutex
 	newest   time.Time         // when the last one came
 	conns    map[net.Conn]bool // whether nothing was ever asked on it
 	hijacked map[net.Conn]struct{}
-	sweepAt  int // how many of hijacked are looked through for those that have ended
 }
 
 // watch returns a fasthttp ConnState function that calls next, if there is one.
 func (s *connections) watch(next func(net.Conn, fasthttp.ConnState)) func(net.Conn, fasthttp.ConnState) {
-	const sweepFrom = 128
-	s.conns, s.hijacked, s.sweepAt = make(map[net.Conn]bool), make(map[net.Conn]struct{}), sweepFrom
+	s.conns, s.hijacked = make(map[net.Conn]bool), make(map[net.Conn]struct{})
 	return func(conn net.Conn, state fasthttp.ConnState) {
 		if next != nil {
 			next(conn, state)
@@ -39,34 +41,35 @@ func (s *connections) watch(next func(net.Conn, fasthttp.ConnState)) func(net.Co
 		if (state == fasthttp.StateActive || state == fasthttp.StateIdle) && s.silent.Load() == 0 {
 			return
 		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.conns[conn] { // fasthttp counts it as busy for 5 s
-			s.silent.Add(-1)
-		}
-		switch state {
-		case fasthttp.StateNew:
-			s.conns[conn] = true
-			s.silent.Add(1)
-			s.newest = time.Now()
-		case fasthttp.StateActive, fasthttp.StateIdle:
-			s.conns[conn] = false
-		case fasthttp.StateHijacked:
-			delete(s.conns, conn)
-			if s.hijacked[conn] = struct{}{}; len(s.hijacked) >= s.sweepAt {
-				s.sweepAt = max(sweepFrom, 2*s.sweep())
-			}
-		case fasthttp.StateClosed:
-			delete(s.conns, conn)
+		if s.note(conn, state) {
+			s.tell()
 		}
 	}
 }
 
-// open counts the connections, those that were taken over included.
-func (s *connections) open() int {
+// note takes in a new state of conn, and says whether the master is to be told.
+func (s *connections) note(conn net.Conn, state fasthttp.ConnState) (tell bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.conns) + len(s.hijacked)
+	if s.conns[conn] { // fasthttp counts it as busy for 5 s
+		s.silent.Add(-1)
+	}
+	switch state {
+	case fasthttp.StateNew:
+		s.conns[conn] = true
+		s.silent.Add(1)
+		s.newest = time.Now()
+		tell = s.page.Arrive()
+	case fasthttp.StateActive, fasthttp.StateIdle:
+		s.conns[conn] = false
+	case fasthttp.StateHijacked:
+		delete(s.conns, conn)
+		s.hijacked[conn] = struct{}{}
+	case fasthttp.StateClosed:
+		delete(s.conns, conn)
+	}
+	s.page.SetConns(len(s.conns) + len(s.hijacked))
+	return tell
 }
 
 // latest says when the last connection came.
@@ -124,6 +127,7 @@ func (s *connections) sweep() int {
 			delete(s.hijacked, conn)
 		}
 	}
+	s.page.SetConns(len(s.conns) + len(s.hijacked))
 	return len(s.hijacked)
 }
 

@@ -162,7 +162,7 @@ func (m *master) arrange() {
 	if m.starting || m.draining || m.cfg.ListenerMode != ListenerModeReuseport {
 		return
 	}
-	m.spreadConnections()
+	m.steer(time.Now())
 	// Who could cover, by slot.
 	var able []*process
 	for _, s := range m.active() {
@@ -221,33 +221,4 @@ func (p *process) uncover(s *slot) bool {
 	}
 	p.covers = slices.DeleteFunc(p.covers, func(other *slot) bool { return other == s })
 	return true
-}
-
-// spreadConnections tells the kernel which slots get new connections.
-func (m *master) spreadConnections() {
-	if m.noSpread || len(m.slots) == 1 {
-		return
-	}
-	var want []int
-	for _, s := range m.active() {
-		if s.serving() {
-			want = append(want, s.Slot)
-		}
-	}
-	if len(want) == 0 { // they wait in the queues of those that will be filled
-		for i := range m.size {
-			want = append(want, i)
-		}
-	}
-	// Without a program the kernel gives them to all, by hash. Once there is
-	// one it stays: without it, what is being closed would get some again.
-	if slices.Equal(want, m.spread) || m.spread == nil && len(want) == len(m.slots) {
-		return
-	}
-	if err := m.slots[0].socket.Spread(want...); err != nil {
-		m.noSpread = true
-		m.log.warnf("new connections cannot be kept from slots without a child, and those that come while a removed slot is closed can be lost: %v", err)
-		return
-	}
-	m.spread = want
 }

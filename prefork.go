@@ -215,6 +215,7 @@ type process struct {
 	heard    time.Time     // when that was made
 	looked   time.Time     // when it was looked for last
 	quiet    bool          // it says that nothing happens
+	arrived  uint64        // how many connections had come when they were counted
 	waiting  time.Time     // since when connections wait for it though it is quiet; zero if none does
 	suspect  time.Time     // when it is looked at again, because it is late
 	silent   bool          // it is late
@@ -258,8 +259,7 @@ type master struct {
 	// Only the supervise goroutine touches these until drained.
 	size       int            // of slots that are not removed: the first ones
 	awake      time.Time      // since when the master was not stopped
-	spread     []int          // the slots that the kernel was told; nil = none, it goes by hash
-	noSpread   bool           // that cannot be chosen
+	steering   steering       // of new connections
 	generation int            // of the latest reload that came to its end
 	newest     int            // of the latest that began
 	images     map[int]*image // of generations; that of this process for others
@@ -634,6 +634,8 @@ func (m *master) handle(e event) {
 		if p == s.process && !p.asked {
 			m.leaves(s, e.message.Text)
 		}
+	case e.message.Kind == control.Arrival:
+		m.lookSoon()
 	case e.message.Kind == control.Replace:
 		m.log.infof("slot %d pid %d: %s: asks to be replaced", s.Slot, p.pid, e.message.Text)
 		p.replace = e.message.Text

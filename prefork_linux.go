@@ -19,6 +19,9 @@ import (
 // that reports nothing.
 const canBeQuiet = true
 
+// canSteer says whether the kernel can be told where new connections go.
+const canSteer = true
+
 // peerPID returns the process that made the socket pair of which fd is an
 // end, dead or alive; 0 if the system does not say.
 func peerPID(fd int) int {

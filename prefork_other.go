@@ -13,6 +13,9 @@ import (
 // canBeQuiet is false: nothing tells that connections wait for a child.
 const canBeQuiet = false
 
+// canSteer is false: the kernel cannot be told where new connections go.
+const canSteer = false
+
 // peerPID does not know here.
 func peerPID(int) int { return 0 }
 

@@ -14,6 +14,8 @@ import (
 
 const canBeQuiet = false
 
+const canSteer = false
+
 // terminate asks a process to go.
 var terminate = os.Kill
 

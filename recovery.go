@@ -220,6 +220,7 @@ func (m *master) nextDue(now time.Time) time.Duration {
 	if m.stopping.sent() {
 		return next
 	}
+	at(m.steering.lookAt)
 	for _, s := range m.slots {
 		at(s.judgeAt)
 		if s.waits() {

@@ -231,7 +231,7 @@ func (m *master) resume() error {
 	}
 	m.cfg.ListenerMode = h.Mode
 	m.generation, m.newest = h.Generation, h.Generation
-	m.spread = []int{-1} // not known
+	m.steering.indexes = []int{-1} // not known
 	var shared *socket.Socket
 	for i, k := range h.Slots {
 		at := shared

@@ -51,13 +51,14 @@ const (
 	Cover                   // master → child: accept from the listener of Slot too, which goes along
 	Uncover                 // master → child: no longer
 	Poke                    // master → child: it is to report, if it is quiet
+	Arrival                 // child → master: a connection came, and the master wanted to know
 	kinds
 )
 
 var names = [kinds]string{
 	Ready: "ready", Status: "status", Drain: "drain", Overdue: "overdue",
 	Replace: "replace", Cover: "cover", Uncover: "uncover",
-	Poke: "poke",
+	Poke: "poke", Arrival: "arrival",
 }
 
 func (k Kind) String() string {

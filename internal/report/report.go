@@ -1,7 +1,9 @@
 // Package report is the page of memory on which a child tells its master that
-// it lives and what it does. The child writes to it and the master reads it,
-// and neither wakes the other: with messages, sixteen idle children that tell
-// so four times a second would cost a master more than serving does.
+// it lives, what it does and how many connections it has. The child writes to
+// it and the master reads it, and neither wakes the other: with messages,
+// sixteen idle children that tell so four times a second would cost a master
+// more than serving does. A master that wants to know of the next connection
+// says so on the page, and is told once.
 package report
 
 import (
@@ -23,8 +25,10 @@ type Report struct {
 	Beat uint64
 	// At is when the report was made, by the wall clock.
 	At time.Time
-	// Conns are the connections that are open.
+	// Conns are the connections that are open now, see [Page.SetConns].
 	Conns uint32
+	// Arrived are those that came so far, see [Page.Arrive].
+	Arrived uint64
 	// Requests are those that were answered so far.
 	Requests uint64
 	// Quiet is true when nothing happens, and the next report comes when
@@ -40,12 +44,14 @@ type fields struct {
 	requests atomic.Uint64
 	conns    atomic.Uint32
 	quiet    atomic.Uint32
+	arrived  atomic.Uint64
+	wanted   atomic.Uint32 // the master's: whether it wants to be told of the next one
 }
 
 var _ [size - unsafe.Sizeof(fields{})]byte // it fits
 
-// Page is a page that this process has mapped. Write is for one goroutine,
-// Read for any.
+// Page is a page that this process has mapped. Write is for one goroutine, as
+// SetConns and Arrive are, the others for any.
 type Page struct {
 	mem  []byte
 	file file
@@ -55,11 +61,32 @@ func (p *Page) fields() *fields {
 	return (*fields)(unsafe.Pointer(&p.mem[0])) //nolint:gosec // a page is aligned, and large enough
 }
 
-// Write makes a report. Its Beat and At are set here.
+// SetConns says how many connections are open.
+func (p *Page) SetConns(n int) { p.fields().conns.Store(uint32(n)) }
+
+// Arrive says that one more has come, and returns whether the master is to be
+// told.
+func (p *Page) Arrive() (tell bool) {
+	f := p.fields()
+	f.arrived.Add(1)
+	return f.wanted.Load() != 0 && f.wanted.CompareAndSwap(1, 0)
+}
+
+// Want says whether the master wants to be told of the next connection. Those
+// that came before are in the next Read.
+func (p *Page) Want(told bool) {
+	wanted := uint32(0)
+	if told {
+		wanted = 1
+	}
+	p.fields().wanted.Store(wanted)
+}
+
+// Write makes a report. Its Beat and At are set here, Conns and Arrived are
+// what was said of them.
 func (p *Page) Write(r Report) {
 	f := p.fields()
 	f.requests.Store(r.Requests)
-	f.conns.Store(r.Conns)
 	quiet := uint32(0)
 	if r.Quiet {
 		quiet = 1
@@ -73,7 +100,7 @@ func (p *Page) Write(r Report) {
 func (p *Page) Read() Report {
 	f := p.fields()
 	return Report{
-		Beat: f.beat.Load(), At: time.Unix(0, f.at.Load()), Conns: f.conns.Load(),
+		Beat: f.beat.Load(), At: time.Unix(0, f.at.Load()), Conns: f.conns.Load(), Arrived: f.arrived.Load(),
 		Requests: f.requests.Load(), Quiet: f.quiet.Load() != 0,
 	}
 }

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"unsafe"
 
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -52,43 +54,37 @@ func (s *Socket) Reuseport() bool {
 // first socket of its group, and none to sockets that are bound there later:
 // a reuseport program that always answers 0.
 func (s *Socket) Pin() error {
-	return s.attach([]unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}})
+	return s.Attach([]bpf.RawInstruction{{Op: unix.BPF_RET | unix.BPF_K, K: 0}})
 }
 
-// Spread makes the kernel give new connections on the port of s to the
-// sockets of its group that are named, each as many, and to no other. A
-// socket's index is its place in the order in which the group's sockets began
-// to listen; when one closes, the last one takes its index. Connections that a
-// socket has in its queue stay there.
+// Attach makes program choose which socket of the group of s gets a new
+// connection on its port. A socket's index is its place in the order in which
+// the group's sockets began to listen; when one closes, the last one takes its
+// index. Connections that a socket has in its queue stay there.
 //
 // s must have siblings: one that is alone cannot be given a program.
-func (s *Socket) Spread(indexes ...int) error {
-	const random = 0xffff_f000 + 56 // SKF_AD_OFF + SKF_AD_RANDOM of linux/filter.h
-	program := []unix.SockFilter{
-		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: random},
-		{Code: unix.BPF_ALU | unix.BPF_MOD | unix.BPF_K, K: uint32(len(indexes))},
+func (s *Socket) Attach(program []bpf.RawInstruction) error {
+	filter := make([]unix.SockFilter, len(program))
+	for i, in := range program {
+		filter[i] = unix.SockFilter{Code: in.Op, Jt: in.Jt, Jf: in.Jf, K: in.K}
 	}
-	for place, index := range indexes {
-		program = append(program,
-			unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: uint32(place), Jf: 1},
-			unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: uint32(index)})
+	value := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	_, _, errno := unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(s.fd), unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF,
+		uintptr(unsafe.Pointer(&value)), unsafe.Sizeof(value), 0)
+	if errno != 0 {
+		return os.NewSyscallError("setsockopt SO_ATTACH_REUSEPORT_CBPF", errno)
 	}
-	// It is never reached; the kernel wants a return at the end.
-	program = append(program, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: uint32(indexes[0])})
-	return s.attach(program)
-}
-
-func (s *Socket) attach(program []unix.SockFilter) error {
-	err := unix.SetsockoptSockFprog(s.fd, unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF,
-		&unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
-	return os.NewSyscallError("setsockopt SO_ATTACH_REUSEPORT_CBPF", err)
+	return nil
 }
 
 // Queued says how many connections wait in the accept queue of s.
 func (s *Socket) Queued() (int, error) {
-	info, err := unix.GetsockoptTCPInfo(s.fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-	if err != nil {
-		return 0, os.NewSyscallError("getsockopt TCP_INFO", err)
+	var info unix.TCPInfo
+	size := uint32(unsafe.Sizeof(info))
+	_, _, errno := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(s.fd), unix.IPPROTO_TCP, unix.TCP_INFO,
+		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		return 0, os.NewSyscallError("getsockopt TCP_INFO", errno)
 	}
 	return int(info.Unacked), nil // of a listening socket
 }

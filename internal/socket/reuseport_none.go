@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+
+	"golang.org/x/net/bpf"
 )
 
 // EnableReuseport is always [ErrReuseport] here.
@@ -26,8 +28,8 @@ func (s *Socket) Pin() error {
 	return s.EnableReuseport()
 }
 
-// Spread has no counterpart here.
-func (s *Socket) Spread(...int) error {
+// Attach has no counterpart here.
+func (s *Socket) Attach([]bpf.RawInstruction) error {
 	return s.EnableReuseport()
 }
 

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -67,8 +68,8 @@ func (s *Socket) Pin() error {
 	return fmt.Errorf("%w: no program can choose the socket", ErrReuseport)
 }
 
-// Spread has no counterpart here.
-func (s *Socket) Spread(...int) error {
+// Attach has no counterpart here.
+func (s *Socket) Attach([]bpf.RawInstruction) error {
 	return fmt.Errorf("%w: no program can choose the socket", ErrReuseport)
 }
 

@@ -9,6 +9,8 @@ import (
 	"io/fs"
 	"net"
 	"os"
+
+	"golang.org/x/net/bpf"
 )
 
 var errWindows = errors.New("sockets cannot be shared by processes on windows")
@@ -49,8 +51,8 @@ func (s *Socket) Close() error { return nil }
 // Unlink does nothing here.
 func (s *Socket) Unlink() {}
 
-// Spread always fails here.
-func (s *Socket) Spread(...int) error { return ErrReuseport }
+// Attach always fails here.
+func (s *Socket) Attach([]bpf.RawInstruction) error { return ErrReuseport }
 
 // Queued always fails here.
 func (s *Socket) Queued() (int, error) { return 0, errWindows }

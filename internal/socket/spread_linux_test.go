@@ -7,6 +7,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/fiber-prefork/prefork/internal/steer"
 )
 
 // TestSpread: who is left out gets no connection and keeps those it has.
@@ -41,7 +43,12 @@ func TestSpread(t *testing.T) {
 			t.Cleanup(func() { _ = conn.Close() })
 		}
 	}
-	require.NoError(t, first.Spread(1, 2))
+	spread := func(indexes ...int) error {
+		program, err := steer.Program(indexes, steer.Equal(len(indexes)))
+		require.NoError(t, err)
+		return first.Attach(program)
+	}
+	require.NoError(t, spread(1, 2))
 	dial(100)
 	before := queued()
 	assert.Zero(t, before[0])
@@ -49,11 +56,11 @@ func TestSpread(t *testing.T) {
 	assert.Equal(t, 100, before[1]+before[2])
 	assert.InDelta(t, 50, before[1], 30, "each gets as many")
 
-	require.NoError(t, group[3].Spread(3))
+	require.NoError(t, spread(3))
 	dial(10)
 	assert.Equal(t, []int{0, before[1], before[2], 10}, queued())
 
-	require.NoError(t, first.Spread(3, 2, 1, 0))
+	require.NoError(t, spread(3, 2, 1, 0))
 	dial(100)
 	for i, n := range queued() {
 		assert.NotZero(t, n, "socket %d", i)
@@ -67,16 +74,21 @@ func TestSpreadAfterClose(t *testing.T) {
 	require.NoError(t, err)
 	defer func() { _ = first.Close() }()
 	require.NoError(t, first.EnableReuseport())
-	require.Error(t, first.Spread(0), "it is alone")
+	spread := func(indexes ...int) error {
+		program, err := steer.Program(indexes, steer.Equal(len(indexes)))
+		require.NoError(t, err)
+		return first.Attach(program)
+	}
+	require.Error(t, spread(0), "it is alone")
 	for range 3 { // a group of three, two, one, and again
 		second, err := first.Sibling()
 		require.NoError(t, err)
 		third, err := first.Sibling()
 		require.NoError(t, err)
-		require.NoError(t, first.Spread(0))
+		require.NoError(t, spread(0))
 		require.NoError(t, third.Close())
-		require.NoError(t, first.Spread(0, 1))
-		require.NoError(t, first.Spread(0))
+		require.NoError(t, spread(0, 1))
+		require.NoError(t, spread(0))
 		require.NoError(t, second.Close())
 	}
 	for range 50 {

@@ -1,0 +1,152 @@
+package prefork
+
+// Which slots the kernel gives new connections to, and how many of them, on
+// Linux. All of it is the supervise goroutine's; the arithmetic is in
+// internal/steer.
+
+import (
+	"slices"
+	"time"
+
+	"github.com/fiber-prefork/prefork/internal/steer"
+)
+
+// When the master looks how many connections the children have: when one
+// comes, if they come one by one; by itself, whenever half as many have come as
+// there are children, if more come; now and then, if they do not last from one
+// look to the next. Never, if none has come for a while.
+const (
+	steerSeldom   = 100 // connections a second: fewer come one by one
+	steerInterval = 10 * time.Millisecond
+	steerMany     = 8 // connections to a child from one look to the next
+	steerSlowly   = 100 * time.Millisecond
+	steerIdle     = time.Second
+)
+
+// steering is what the kernel was told, and when that is looked over.
+type steering struct {
+	off     bool       // it cannot be told
+	indexes []int      // of the slots that get new connections; nil = it goes by hash
+	shares  []int      // of those slots
+	to      []*process // that fill them
+	looked  time.Time  // when their connections were counted last
+	lookAt  time.Time  // when they are again; zero: when one came
+	busy    time.Time  // when it was seen that one had come
+}
+
+// steer gives new connections to the slots that have a child which accepts
+// them, and most to the child that has the fewest.
+func (m *master) steer(now time.Time) {
+	st := &m.steering
+	if st.off || len(m.slots) == 1 {
+		st.lookAt = time.Time{}
+		return
+	}
+	var slots []*slot
+	var to []*process
+	for _, s := range m.active() {
+		if s.serving() {
+			slots, to = append(slots, s), append(to, s.process)
+		}
+	}
+	due := !st.lookAt.IsZero() && !now.Before(st.lookAt)
+	if slices.Equal(to, st.to) && !due {
+		return
+	}
+	st.to, st.lookAt = to, time.Time{}
+	switch {
+	case len(to) == 0: // they wait in the queues of those that will be filled
+		m.spread(m.active(), steer.Equal(m.size))
+	case canSteer && m.cfg.Steering == SteeringAuto:
+		m.spread(slots, m.shares(now))
+	case st.indexes != nil || len(to) < len(m.slots):
+		// Once there is a program it stays: without it, what is being closed
+		// would get some again.
+		m.spread(slots, steer.Equal(len(to)))
+	}
+}
+
+// shares counts the connections of the children that get new ones, and says
+// how those are to be shared from now on.
+func (m *master) shares(now time.Time) []int {
+	st := &m.steering
+	open, arrived, all := make([]int, len(st.to)), 0, 0
+	for i, p := range st.to {
+		r := p.page.Read()
+		queued, _ := p.slot.socket.Queued()
+		open[i] = int(min(r.Conns, maxConns)) + queued
+		all += open[i]
+		total := r.Arrived + uint64(queued)
+		arrived += int(min(max(0, int64(total-p.arrived)), maxConns))
+		p.arrived = total
+	}
+	rate := float64(arrived) / max(now.Sub(st.looked), steerInterval).Seconds()
+	wait := steerInterval
+	switch {
+	case rate*steerInterval.Seconds() > float64(max(all, steerMany*len(open))):
+		wait = steerSlowly
+	case rate > 0:
+		wait = min(max(wait, time.Duration(float64(len(open))/2/rate*float64(time.Second))), steerSlowly)
+	}
+	st.looked, st.lookAt = now, now.Add(wait)
+	if arrived > 0 {
+		st.busy = now
+	}
+	if rate < steerSeldom {
+		m.wait()
+	}
+	return steer.Shares(open, max(1, rate*wait.Seconds()))
+}
+
+// maxConns is more than a child can have; it may say anything.
+const maxConns = 1 << 24
+
+// wait looks when one of the children says that a connection came; now and then
+// too if one did lately: a child that is stopped does not say so.
+func (m *master) wait() {
+	st := &m.steering
+	if st.lookAt = st.looked.Add(steerSlowly); st.looked.Sub(st.busy) >= steerIdle {
+		st.lookAt = time.Time{}
+	}
+	for _, p := range st.to {
+		p.page.Want(true)
+		if p.page.Read().Arrived > p.arrived { // before it could know
+			st.lookAt = st.looked.Add(steerInterval)
+		}
+	}
+}
+
+// lookSoon looks because a connection came.
+func (m *master) lookSoon() {
+	st := &m.steering
+	at := st.looked.Add(steerInterval)
+	if !st.lookAt.IsZero() && !at.Before(st.lookAt) {
+		return
+	}
+	st.lookAt = at
+	for _, p := range st.to {
+		p.page.Want(false)
+	}
+}
+
+// spread tells the kernel the shares of slots in new connections.
+func (m *master) spread(slots []*slot, shares []int) {
+	st := &m.steering
+	indexes := make([]int, len(slots))
+	for i, s := range slots {
+		indexes[i] = s.Slot
+	}
+	if slices.Equal(indexes, st.indexes) && steer.Near(shares, st.shares) {
+		return
+	}
+	program, err := steer.Program(indexes, shares)
+	if err == nil {
+		err = m.slots[0].socket.Attach(program)
+	}
+	if err != nil {
+		st.off, st.lookAt = true, time.Time{}
+		m.log.warnf("the kernel spreads new connections by a hash, over slots without a child too, and those that come while a removed slot is closed can be lost: %v", err)
+		return
+	}
+	st.indexes, st.shares = indexes, shares
+}

@@ -1,0 +1,123 @@
+package prefork
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/fiber-prefork/prefork/internal/report"
+	"github.com/fiber-prefork/prefork/internal/socket"
+)
+
+// steered is a master of n children that are not there but for their pages.
+func steered(t *testing.T, n int, alone bool) *master {
+	t.Helper()
+	m := &master{log: logger{queue: newCalls()}, size: n}
+	for i := range n {
+		page, err := report.New()
+		require.NoError(t, err)
+		t.Cleanup(page.Close)
+		var at *socket.Socket
+		if i == 0 || alone {
+			at, err = socket.Listen("tcp4", "127.0.0.1:0", 0)
+			require.NoError(t, err)
+			require.NoError(t, at.EnableReuseport())
+		} else {
+			at, err = m.slots[0].socket.Sibling()
+		}
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = at.Close() })
+		s := &slot{Child: Child{Slot: i}, socket: at}
+		s.process = &process{slot: s, page: page, readyAt: time.Now()}
+		m.slots = append(m.slots, s)
+	}
+	return m
+}
+
+func (m *master) page(slot int) *report.Page { return m.slots[slot].process.page }
+
+// TestSteeringPace: when the master looks.
+func TestSteeringPace(t *testing.T) {
+	m := steered(t, 2, false)
+	now := time.Now()
+	look := func(after time.Duration) time.Duration {
+		now = now.Add(after)
+		m.steer(now)
+		if m.steering.lookAt.IsZero() {
+			return 0
+		}
+		return m.steering.lookAt.Sub(now)
+	}
+	come := func(n, open int) (told int) {
+		for range n {
+			if m.page(0).Arrive() {
+				told++
+				m.lookSoon()
+			}
+		}
+		m.page(0).SetConns(open)
+		return told
+	}
+	assert.Zero(t, look(0), "nothing comes: it waits to be told")
+	assert.Zero(t, look(time.Hour))
+	assert.Equal(t, 1, come(2, 2), "it is told once")
+	assert.False(t, m.page(1).Arrive(), "and by one of them")
+	assert.Equal(t, steerSlowly, look(0))
+	assert.Equal(t, []int{1 << 10, 1<<16 - 1<<10}, m.steering.shares, "the other one gets the next")
+
+	assert.Equal(t, 1, come(1, 3))
+	assert.Equal(t, steerInterval, m.steering.lookAt.Sub(now), "it does not look twice in that time")
+	assert.Equal(t, steerInterval, look(steerInterval), "a hundred a second: it looks by itself")
+	assert.Zero(t, come(40, 40))
+	assert.Equal(t, steerInterval, look(steerInterval))
+	assert.Zero(t, come(400, 8))
+	assert.Equal(t, steerSlowly, look(steerInterval), "they do not last until the next look")
+	assert.InDelta(t, 1<<15, m.steering.shares[0], 1<<10, "that one has a few more does not matter then")
+	for range 9 {
+		assert.Equal(t, steerSlowly, look(steerSlowly), "no more come")
+	}
+	assert.Zero(t, look(steerSlowly))
+
+	m.page(1).SetConns(1 << 31) // whatever a child says
+	m.page(1).SetConns(0)
+	m.slots[1].process.silent = true
+	assert.Zero(t, look(0))
+	assert.Equal(t, []int{0}, m.steering.indexes)
+	m.slots[0].process = nil
+	look(0)
+	assert.Equal(t, []int{0, 1}, m.steering.indexes, "they wait for whoever comes first")
+}
+
+// TestSteeringOff: the kernel's hash, as long as all slots have a child.
+func TestSteeringOff(t *testing.T) {
+	m := steered(t, 3, false)
+	m.cfg.Steering = SteeringOff
+	m.steer(time.Now())
+	assert.Nil(t, m.steering.indexes)
+	child := m.slots[1].process
+	m.slots[1].process = nil
+	m.steer(time.Now())
+	assert.Equal(t, []int{0, 2}, m.steering.indexes)
+	m.slots[1].process = child
+	m.steer(time.Now())
+	assert.Equal(t, []int{0, 1, 2}, m.steering.indexes)
+	assert.True(t, m.steering.lookAt.IsZero())
+	assert.False(t, m.page(0).Arrive())
+}
+
+// TestSteeringRefused: where the kernel refuses there is one warning.
+func TestSteeringRefused(t *testing.T) {
+	m := steered(t, 2, true) // no group: the kernel has nothing to choose from
+	var lines lines
+	m.log.custom = &lines
+	for range 3 {
+		m.steer(time.Now())
+	}
+	m.log.queue.flush()
+	assert.True(t, m.steering.off)
+	assert.True(t, m.steering.lookAt.IsZero())
+	require.Len(t, lines, 1)
+	assert.Contains(t, lines[0], "hash")
+}
