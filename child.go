@@ -455,7 +455,6 @@ func (a *App) serve(cfg ListenConfig, ln *inheritedListener, outer net.Listener)
 	}
 	ln.log, ln.interval = logger{custom: cfg.PreforkLogger, queue: newCalls()}, cfg.ReportInterval
 	c := &child{app: a, cfg: cfg, in: in, ln: ln, end: newEnding()}
-	c.conns.page, c.conns.tell = in.page, func() { _ = in.control.Send(control.Message{Kind: control.Arrival}) }
 	a.setServer(c)
 
 	defer func() {
@@ -473,8 +472,7 @@ func (a *App) serve(cfg ListenConfig, ln *inheritedListener, outer net.Listener)
 		}
 	}
 	server := a.App.Server()
-	server.Handler = c.lastAnswer(server.Handler)
-	server.ConnState = c.conns.watch(server.ConnState)
+	c.instrument(server)
 	if !cfg.DisableSignals {
 		// Until the process ends: a signal that comes twice changes nothing.
 		watchSignals(c.signalled)
@@ -671,6 +669,14 @@ func (c *child) waitForHijacked(ctx context.Context) {
 func (c *child) openConnections() int32 {
 	// fasthttp takes off one for the accept loop, also when it has ended.
 	return c.app.App.Server().GetOpenConnectionsCount() + 1
+}
+
+// instrument makes server tell c of its connections and requests.
+func (c *child) instrument(server *fasthttp.Server) {
+	server.Handler = c.lastAnswer(server.Handler)
+	c.conns.page = c.in.page
+	c.conns.tell = func() { _ = c.in.control.Send(control.Message{Kind: control.Arrival}) }
+	server.ConnState = c.conns.watch(server.ConnState)
 }
 
 // lastAnswer counts requests, and makes the answers of a draining child say

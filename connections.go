@@ -21,56 +21,74 @@ import (
 
 // connections is what a fasthttp ConnState function knows.
 type connections struct {
-	page   *report.Page // gets the number of those that are open
-	tell   func()       // tells the master that one came
-	silent atomic.Int64 // how many of conns are: most requests have nothing to look for
+	page *report.Page // gets the number of those that are open
+	tell func()       // tells the master that one came
+
+	silent sync.Map     // those on which nothing was ever asked
+	some   atomic.Int64 // of them: most requests have nothing to look for
 
 	mu       sync.Mutex
-	newest   time.Time         // when the last one came
-	conns    map[net.Conn]bool // whether nothing was ever asked on it
+	newest   time.Time // when the last one came
+	conns    map[net.Conn]struct{}
 	hijacked map[net.Conn]struct{}
 }
 
 // watch returns a fasthttp ConnState function that calls next, if there is one.
 func (s *connections) watch(next func(net.Conn, fasthttp.ConnState)) func(net.Conn, fasthttp.ConnState) {
-	s.conns, s.hijacked = make(map[net.Conn]bool), make(map[net.Conn]struct{})
+	s.conns, s.hijacked = make(map[net.Conn]struct{}), make(map[net.Conn]struct{})
 	return func(conn net.Conn, state fasthttp.ConnState) {
 		if next != nil {
 			next(conn, state)
 		}
-		if (state == fasthttp.StateActive || state == fasthttp.StateIdle) && s.silent.Load() == 0 {
-			return
-		}
-		if s.note(conn, state) {
-			s.tell()
+		switch state {
+		case fasthttp.StateNew:
+			s.silent.Store(conn, nil)
+			s.some.Add(1)
+			s.begins(conn)
+		case fasthttp.StateActive:
+			s.speaks(conn)
+		case fasthttp.StateHijacked, fasthttp.StateClosed:
+			s.speaks(conn)
+			s.ends(conn, state == fasthttp.StateHijacked)
+		case fasthttp.StateIdle:
 		}
 	}
 }
 
-// note takes in a new state of conn, and says whether the master is to be told.
-func (s *connections) note(conn net.Conn, state fasthttp.ConnState) (tell bool) {
+// speaks notes that something was asked on conn, or never will be.
+func (s *connections) speaks(conn net.Conn) {
+	if s.some.Load() == 0 {
+		return
+	}
+	if _, is := s.silent.LoadAndDelete(conn); is {
+		s.some.Add(-1)
+	}
+}
+
+func (s *connections) begins(conn net.Conn) {
+	s.mu.Lock()
+	s.conns[conn] = struct{}{}
+	s.newest = time.Now()
+	s.publish()
+	tell := s.page.Arrive()
+	s.mu.Unlock()
+	if tell {
+		s.tell()
+	}
+}
+
+func (s *connections) ends(conn net.Conn, hijacked bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.conns[conn] { // fasthttp counts it as busy for 5 s
-		s.silent.Add(-1)
-	}
-	switch state {
-	case fasthttp.StateNew:
-		s.conns[conn] = true
-		s.silent.Add(1)
-		s.newest = time.Now()
-		tell = s.page.Arrive()
-	case fasthttp.StateActive, fasthttp.StateIdle:
-		s.conns[conn] = false
-	case fasthttp.StateHijacked:
-		delete(s.conns, conn)
+	delete(s.conns, conn)
+	if hijacked {
 		s.hijacked[conn] = struct{}{}
-	case fasthttp.StateClosed:
-		delete(s.conns, conn)
 	}
-	s.page.SetConns(len(s.conns) + len(s.hijacked))
-	return tell
+	s.publish()
 }
+
+// publish tells how many connections are open. s.mu is held.
+func (s *connections) publish() { s.page.SetConns(len(s.conns) + len(s.hijacked)) }
 
 // latest says when the last connection came.
 func (s *connections) latest() time.Time {
@@ -82,13 +100,12 @@ func (s *connections) latest() time.Time {
 // closeSilent closes those on which nothing was ever asked, such as a browser
 // opens ahead of its requests.
 func (s *connections) closeSilent() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for conn, silent := range s.conns {
-		if silent {
-			_ = conn.Close()
+	s.silent.Range(func(conn, _ any) bool {
+		if c, ok := conn.(net.Conn); ok {
+			_ = c.Close()
 		}
-	}
+		return true
+	})
 }
 
 // unused says since when no connection has been used: the least time of all;
@@ -127,7 +144,7 @@ func (s *connections) sweep() int {
 			delete(s.hijacked, conn)
 		}
 	}
-	s.page.SetConns(len(s.conns) + len(s.hijacked))
+	s.publish()
 	return len(s.hijacked)
 }
 

@@ -68,9 +68,11 @@ func (s *Socket) Attach(program []bpf.RawInstruction) error {
 	for i, in := range program {
 		filter[i] = unix.SockFilter{Code: in.Op, Jt: in.Jt, Jf: in.Jf, K: in.K}
 	}
+	// Raw, as in Queued: neither waits, and the scheduler would wake a thread
+	// of its own for each call that it is told of.
 	value := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 	_, _, errno := unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(s.fd), unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF,
-		uintptr(unsafe.Pointer(&value)), unsafe.Sizeof(value), 0)
+		uintptr(unsafe.Pointer(&value)), unsafe.Sizeof(value), 0) //nolint:gosec // as x/sys does, but raw
 	if errno != 0 {
 		return os.NewSyscallError("setsockopt SO_ATTACH_REUSEPORT_CBPF", errno)
 	}
@@ -82,7 +84,7 @@ func (s *Socket) Queued() (int, error) {
 	var info unix.TCPInfo
 	size := uint32(unsafe.Sizeof(info))
 	_, _, errno := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(s.fd), unix.IPPROTO_TCP, unix.TCP_INFO,
-		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
+		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0) //nolint:gosec // as above
 	if errno != 0 {
 		return 0, os.NewSyscallError("getsockopt TCP_INFO", errno)
 	}

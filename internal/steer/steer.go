@@ -45,11 +45,11 @@ func Shares(open []int, expected float64) []int {
 	if all < 1e-9 { // they are equal, and none is expected
 		return shares
 	}
-	const any = Whole / 32
+	const anyone = Whole / 32
 	before, upTo := 0, 0.0
 	for i, m := range missing {
 		upTo += m
-		sum := (Whole-any)*min(1, upTo/all) + any*float64(i+1)/n
+		sum := (Whole-anyone)*min(1, upTo/all) + anyone*float64(i+1)/n
 		shares[i] = int(sum+0.5) - before
 		before += shares[i]
 	}
