@@ -184,6 +184,7 @@ func (m *master) due(now time.Time) {
 			m.look(p, now)
 		}
 	}
+	m.rotateTickets(now)
 	m.notify.watchdog(now)
 }
 
@@ -219,6 +220,9 @@ func (m *master) nextDue(now time.Time) time.Duration {
 	at(m.notify.watchdogAt)
 	if m.stopping.sent() {
 		return next
+	}
+	if m.tickets != nil {
+		at(m.tickets.rotateAt())
 	}
 	for _, s := range m.slots {
 		at(s.judgeAt)
