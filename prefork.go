@@ -325,9 +325,7 @@ func (a *App) serveMaster(cfg ListenConfig, tlsConfig *tls.Config, key string, b
 	here.sockets.Private(true)
 	m.notify = newNotifier(m.log)
 	m.kept = here.claim(key)
-	if tlsConfig != nil {
-		m.makeTickets(time.Now())
-	}
+	m.makeTickets(tlsConfig, time.Now())
 	defer func() { here.history.add(a.index, key, err) }()
 	defer m.log.queue.flushWithin(hookGrace)
 	defer m.drained.send() // whatever happens: the app may listen again

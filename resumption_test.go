@@ -266,7 +266,7 @@ func keyless(t *testing.T) string {
 	return buildChanged(t, "keyless", map[string][2]string{
 		"internal/control/control.go": {"\tcase Tickets:\n\t\tm.Keys = p.keys()\n", ""},
 		"upgrade.go":                  {"*keptTickets `json:\",omitempty\"`", "*keptTickets `json:\"-\"`"},
-		"prefork.go":                  {"if tlsConfig != nil {\n\t\tm.makeTickets", "if false {\n\t\tm.makeTickets"},
+		"prefork.go":                  {"m.makeTickets(tlsConfig, ", "m.makeTickets(nil, "},
 		"child.go":                    {"config != nil && in.tls", "config != nil && false"},
 	})
 }

@@ -103,12 +103,17 @@ func (k *keptTickets) tickets(now time.Time) *tickets {
 	return t
 }
 
-// makeTickets makes the keys of m, or takes over those of the program before.
-func (m *master) makeTickets(now time.Time) {
+// makeTickets makes the keys of m, or takes over those of the program before,
+// if there is TLS.
+func (m *master) makeTickets(tlsConfig *tls.Config, now time.Time) {
 	if m.kept != nil {
 		m.tickets = m.kept.Tickets.tickets(now)
+		m.kept.Tickets = nil // which would remember them for ever
 	}
-	if m.tickets == nil {
+	switch {
+	case tlsConfig == nil:
+		m.tickets = nil
+	case m.tickets == nil:
 		m.tickets = newTickets(now)
 	}
 }
