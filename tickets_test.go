@@ -330,8 +330,9 @@ func TestRotationIsDue(t *testing.T) {
 				}
 			}()
 		}
+		m.tickets.since = time.Now().Add(-time.Minute)
 		for range 3 {
-			next := m.tickets.keys[1]
+			next, at := m.tickets.keys[1], m.tickets.rotateAt()
 			wakeUps := 0
 			for len(heard) == 0 {
 				wait := m.nextDue(time.Now())
@@ -341,6 +342,7 @@ func TestRotationIsDue(t *testing.T) {
 				wakeUps++
 			}
 			assert.LessOrEqual(t, wakeUps, 25, "it wakes up once an hour anyway")
+			assert.WithinDuration(t, at, time.Now(), time.Second)
 			message := <-heard
 			assert.Equal(t, control.Tickets, message.Kind)
 			assert.Equal(t, m.tickets.keys, message.Keys)
