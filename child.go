@@ -216,6 +216,7 @@ type inheritance struct {
 	busy    chan struct{} // gets a word when a report is wanted of a quiet child
 	drain   chan order    // gets the one order to drain
 	ended   latch         // the app that this child serves has ended
+	tickets sharedTickets
 
 	mu    sync.Mutex
 	ln    *inheritedListener // set by the first listener() that matches
@@ -255,6 +256,7 @@ func inherit() *inheritance {
 	}
 	page.Forget()
 	in := &inheritance{childEnv: env, control: conn, page: page, last: newLatch(), busy: make(chan struct{}, 1), drain: make(chan order, 1), ended: newLatch()}
+	in.tickets.came = newLatch()
 	go in.receive()
 	return in
 }
@@ -280,6 +282,9 @@ func (in *inheritance) receive() {
 			continue
 		case err == nil && m.Kind == control.Cover:
 			in.cover(m)
+			continue
+		case err == nil && m.Kind == control.Tickets:
+			in.tickets.receive(m.Keys)
 			continue
 		case err == nil && m.Kind == control.Uncover:
 			if ln := in.own(); ln != nil {
@@ -470,6 +475,9 @@ func (a *App) serve(cfg ListenConfig, ln *inheritedListener, outer net.Listener)
 		if err := cfg.BeforeServeFunc(a.App); err != nil {
 			return err
 		}
+	}
+	if config, _ := tlsOf(outer); config != nil && in.tls {
+		in.tickets.serve(config, ln.log, in.slot)
 	}
 	server := a.App.Server()
 	c.instrument(server)

@@ -309,6 +309,12 @@ func tlsApp(o *programOptions) {
 			log.Fatal(err)
 		}
 		o.TLSConfig = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+	case "no tickets":
+		o.CertFile, o.CertKeyFile = cert, key
+		o.TLSConfigFunc = func(c *tls.Config) { c.SessionTicketsDisabled = true }
+	case "own keys":
+		o.CertFile, o.CertKeyFile = cert, key
+		o.TLSConfigFunc = func(c *tls.Config) { c.SetSessionTicketKeys([][32]byte{{1, 2, 3}}) }
 	case "auto":
 		o.AutoCertManager = &autocert.Manager{
 			Prompt: autocert.AcceptTOS, Cache: autocert.DirCache(o.Dir), HostPolicy: autocert.HostWhitelist("auto.test"),

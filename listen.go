@@ -492,6 +492,14 @@ func (cfg *ListenConfig) tlsConfig(app *fiber.App) (*tls.Config, error) {
 			MinVersion:     cfg.TLSMinVersion,
 			Certificates:   []tls.Certificate{cert},
 			GetCertificate: handler.GetClientInfo,
+			// Nobody is asked for a certificate when a TLS 1.3 session is resumed.
+			GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+				if hello.ServerName == "" {
+					return nil, nil //nolint:nilnil // the config is this one
+				}
+				_, err := handler.GetClientInfo(hello)
+				return nil, err
+			},
 		}
 	case cfg.CertFile != "":
 		return nil, invalid("CertKeyFile", `""`, fmt.Sprintf("CertFile is %q: TLS needs both", cfg.CertFile))

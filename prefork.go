@@ -12,8 +12,8 @@ package prefork
 // supervise → drain. How a server is asked for is in listen.go, what a child
 // does in child.go, when a child that died is replaced in recovery.go, who
 // accepts for a slot without a child in cover.go, what an operator changes in
-// reload.go and upgrade.go, and what depends on the system in prefork_unix.go
-// and internal/socket.
+// reload.go and upgrade.go, what the children's TLS shares in tickets.go, and
+// what depends on the system in prefork_unix.go and internal/socket.
 
 import (
 	"cmp"
@@ -247,6 +247,7 @@ type master struct {
 	credential *credential
 	kept       *handover             // what the program before this one has left, nil if there was none
 	fiberFork  []fiber.OnForkHandler // that were registered with Fiber itself
+	tickets    *tickets              // nil without TLS
 
 	events    chan event
 	stopping  latch      // a shutdown has begun: nothing is started any more
@@ -324,6 +325,7 @@ func (a *App) serveMaster(cfg ListenConfig, tlsConfig *tls.Config, key string, b
 	here.sockets.Private(true)
 	m.notify = newNotifier(m.log)
 	m.kept = here.claim(key)
+	m.makeTickets(tlsConfig, time.Now())
 	defer func() { here.history.add(a.index, key, err) }()
 	defer m.log.queue.flushWithin(hookGrace)
 	defer m.drained.send() // whatever happens: the app may listen again
@@ -599,6 +601,7 @@ func (m *master) start(s *slot, generation int) (*process, error) {
 	if err := p.start(s.socket, env, m.images[generation], m.credential, m.cfg.ChildProcs, m.events); err != nil {
 		return nil, err
 	}
+	_ = m.sendTickets(p) // it fails if the child is gone already
 	if m.cfg.ChildStartTimeout > 0 {
 		p.deadline = p.startedAt.Add(m.cfg.ChildStartTimeout)
 	}

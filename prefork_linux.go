@@ -4,6 +4,7 @@ package prefork
 // reaping as PID 1 of a container.
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -141,11 +142,12 @@ func openForExec(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// sealedFile returns a file without a name that holds b and cannot be changed.
+// sealedFile returns a file in memory that holds b and cannot be changed. A
+// kernel may not have such files: errors.ErrUnsupported.
 func sealedFile(b []byte) (*os.File, error) {
 	fd, err := unix.MemfdCreate("prefork state", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
-		return unlinkedFile(b) // a kernel without it
+		return nil, fmt.Errorf("%w: memfd_create: %w", errors.ErrUnsupported, err)
 	}
 	f := os.NewFile(uintptr(fd), "state")
 	if _, err := f.Write(b); err != nil {

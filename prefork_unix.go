@@ -245,11 +245,7 @@ func replaceImage(img *image, h *handover, keep func(bool) error) error {
 	if err := keep(true); err != nil {
 		return err
 	}
-	b, err := json.Marshal(h)
-	if err != nil {
-		return err
-	}
-	f, err := sealedFile(b)
+	f, err := stateFile(h)
 	if err != nil {
 		return err
 	}
@@ -265,6 +261,24 @@ func replaceImage(img *image, h *handover, keep func(bool) error) error {
 	}
 	err = syscall.Exec(img.path(), os.Args, env) //nolint:gosec // our own executable
 	return fmt.Errorf("exec %s: %w", img.name, err)
+}
+
+// stateFile returns a file that holds h: in memory, or else without a name
+// and without what must never be on a disk.
+func stateFile(h *handover) (*os.File, error) {
+	b, err := json.Marshal(h)
+	if err != nil {
+		return nil, err
+	}
+	f, err := sealedFile(b)
+	if !errors.Is(err, errors.ErrUnsupported) {
+		return f, err
+	}
+	h.Tickets = nil
+	if b, err = json.Marshal(h); err != nil {
+		return nil, err
+	}
+	return unlinkedFile(b)
 }
 
 // inheritState finds what the program that was here before has left, and

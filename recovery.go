@@ -184,6 +184,7 @@ func (m *master) due(now time.Time) {
 			m.look(p, now)
 		}
 	}
+	m.rotateTickets(now)
 	m.notify.watchdog(now)
 }
 
@@ -221,6 +222,9 @@ func (m *master) nextDue(now time.Time) time.Duration {
 		return next
 	}
 	at(m.steering.lookAt)
+	if m.tickets != nil {
+		at(m.tickets.rotateAt())
+	}
 	for _, s := range m.slots {
 		at(s.judgeAt)
 		if s.waits() {

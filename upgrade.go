@@ -70,7 +70,8 @@ type handover struct {
 	Signals    []int // that are watched
 	Unwatched  bool  // none is: they are the application's
 	Ended      []ended
-	Program    string // path of the executable, as it was named at the first start
+	Program    string       // path of the executable, as it was named at the first start
+	Tickets    *keptTickets `json:",omitempty"`
 }
 
 type keptSlot struct {
@@ -174,7 +175,7 @@ func (m *master) handover() (*handover, func(keep bool) error) {
 	h := &handover{
 		Version: stateVersion, PID: os.Getpid(), Key: m.env.key, App: m.app.index, Mode: m.cfg.ListenerMode,
 		Children: m.cfg.Children, Generation: m.generation, Ended: here.history.all(),
-		Unwatched: m.cfg.DisableSignals, Program: here.program,
+		Unwatched: m.cfg.DisableSignals, Program: here.program, Tickets: m.tickets.keep(now),
 	}
 	return h, func(keep bool) error {
 		var failed error
@@ -296,6 +297,7 @@ func (m *master) adopt(s *slot, k *keptProcess) error {
 		p.deadline = p.startedAt.Add(m.cfg.ChildStartTimeout)
 	}
 	s.fill(p)
+	_ = m.sendTickets(p) // those of the program before, or new ones
 	return p.attendPID(m.events)
 }
 

@@ -5,6 +5,7 @@ package prefork_test
 // Upgrades in place, with programs that are really different.
 
 import (
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
@@ -206,18 +207,29 @@ func TestUpgradeThatFails(t *testing.T) {
 // otherState builds a version of the library that takes over another state.
 func otherState(t *testing.T) string {
 	t.Helper()
+	return buildChanged(t, "other", map[string][2]string{"upgrade.go": {"const stateVersion = 1\n", "const stateVersion = 7\n"}})
+}
+
+// buildChanged builds a version of the library in which parts of files are replaced.
+func buildChanged(t *testing.T, version string, changes map[string][2]string) string {
+	t.Helper()
 	dir := t.TempDir()
-	source, err := os.ReadFile("upgrade.go")
-	require.NoError(t, err)
-	const line = "const stateVersion = 1\n"
-	require.Contains(t, string(source), line)
-	changed := filepath.Join(dir, "upgrade.go")
-	require.NoError(t, os.WriteFile(changed, []byte(strings.Replace(string(source), line, "const stateVersion = 7\n", 1)), 0o600))
-	original, err := filepath.Abs("upgrade.go")
+	replace := map[string]string{}
+	for name, change := range changes {
+		source, err := os.ReadFile(name)
+		require.NoError(t, err)
+		require.Contains(t, string(source), change[0])
+		changed := filepath.Join(dir, filepath.Base(name))
+		require.NoError(t, os.WriteFile(changed, []byte(strings.Replace(string(source), change[0], change[1], 1)), 0o600))
+		original, err := filepath.Abs(name)
+		require.NoError(t, err)
+		replace[original] = changed
+	}
+	b, err := json.Marshal(map[string]any{"Replace": replace})
 	require.NoError(t, err)
 	overlay := filepath.Join(dir, "overlay.json")
-	require.NoError(t, os.WriteFile(overlay, fmt.Appendf(nil, `{"Replace":{%q:%q}}`, original, changed), 0o600))
-	return buildWith(t, overlay, "-X main.version=other")
+	require.NoError(t, os.WriteFile(overlay, b, 0o600))
+	return buildWith(t, overlay, "-X main.version="+version)
 }
 
 // TestUpgradeKeepsWhatWasScaled, and the file of a unix socket, and the

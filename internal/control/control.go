@@ -31,6 +31,8 @@ const MaxPayload = 1024
 
 const headerSize = 4
 
+const keySize = 32
+
 // sendTimeout bounds a write to a peer that is stopped: frames are small and
 // rare, so that the socket's buffer is never full otherwise.
 const sendTimeout = 100 * time.Millisecond
@@ -52,13 +54,14 @@ const (
 	Uncover                 // master → child: no longer
 	Poke                    // master → child: it is to report, if it is quiet
 	Arrival                 // child → master: a connection came, and the master wanted to know
+	Tickets                 // master → child: the Keys of TLS session tickets, from now on
 	kinds
 )
 
 var names = [kinds]string{
 	Ready: "ready", Status: "status", Drain: "drain", Overdue: "overdue",
 	Replace: "replace", Cover: "cover", Uncover: "uncover",
-	Poke: "poke", Arrival: "arrival",
+	Poke: "poke", Arrival: "arrival", Tickets: "tickets",
 }
 
 func (k Kind) String() string {
@@ -71,12 +74,13 @@ func (k Kind) String() string {
 // Message is one message.
 type Message struct {
 	Kind     Kind
-	Text     string        // of Status and Replace: at most MaxPayload bytes, the rest is cut off
-	Within   time.Duration // of Drain: the time that is left, in whole milliseconds, not negative
-	Last     bool          // of Drain: nobody else accepts what is queued
-	State    uint32        // of Ready: the version of an upgrade's state that the program can take over
-	Interval time.Duration // of Ready: how often it reports, in whole milliseconds, not negative
-	Slot     uint32        // of Cover and Uncover
+	Text     string          // of Status and Replace: at most MaxPayload bytes, the rest is cut off
+	Within   time.Duration   // of Drain: the time that is left, in whole milliseconds, not negative
+	Last     bool            // of Drain: nobody else accepts what is queued
+	State    uint32          // of Ready: the version of an upgrade's state that the program can take over
+	Interval time.Duration   // of Ready: how often it reports, in whole milliseconds, not negative
+	Slot     uint32          // of Cover and Uncover
+	Keys     [][keySize]byte // of Tickets: at least one, the rest above MaxPayload is cut off
 
 	File *os.File // of a Cover that was received: the caller closes it; nil if none came along
 }
@@ -99,6 +103,10 @@ func Append(b []byte, m Message) []byte {
 		payload = binary.BigEndian.AppendUint64(payload, milliseconds(m.Interval))
 	case Cover, Uncover:
 		payload = binary.BigEndian.AppendUint32(nil, m.Slot)
+	case Tickets:
+		for _, key := range m.Keys[:min(len(m.Keys), MaxPayload/keySize)] {
+			payload = append(payload, key[:]...)
+		}
 	default:
 	}
 	b = append(b, Version, byte(m.Kind))
@@ -134,6 +142,14 @@ func (p *payload) duration() time.Duration {
 		return 0
 	}
 	return time.Duration(ms) * time.Millisecond
+}
+
+// keys takes all that is left.
+func (p *payload) keys() (keys [][keySize]byte) {
+	for ok := true; ok; ok = len(p.left) > 0 && p.err == nil {
+		keys = append(keys, [keySize]byte(p.take(keySize)))
+	}
+	return keys
 }
 
 // Read reads one message. It takes nothing out of r unless all of the message
@@ -174,6 +190,8 @@ func Read(r *bufio.Reader) (Message, error) {
 		m.State, m.Interval = p.uint32(), p.duration()
 	case Cover, Uncover:
 		m.Slot = p.uint32()
+	case Tickets:
+		m.Keys = p.keys()
 	default: // Overdue has nothing; what a later program's has is for others to read
 	}
 	if p.err != nil {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +22,7 @@ func TestRoundTrip(t *testing.T) {
 		{Kind: Replace, Text: "hangup"},
 		{Kind: Cover, Slot: 3},
 		{Kind: Uncover, Slot: 1023},
+		{Kind: Tickets, Keys: [][keySize]byte{{1}, {2: 2}, {31: 3}}},
 		{Kind: Status, Text: "draining: terminated"},
 		{Kind: Status},
 		{Kind: Drain},
@@ -38,6 +40,10 @@ func TestAppendBounds(t *testing.T) {
 	m, err := read(Append(nil, Message{Kind: Status, Text: strings.Repeat("x", 2*MaxPayload)}))
 	require.NoError(t, err)
 	assert.Len(t, m.Text, MaxPayload)
+
+	m, err = read(Append(nil, Message{Kind: Tickets, Keys: make([][keySize]byte, 1000)}))
+	require.NoError(t, err)
+	assert.Len(t, m.Keys, MaxPayload/keySize)
 
 	m, err = read(Append(nil, Message{Kind: Drain, Within: -time.Second}))
 	require.NoError(t, err)
@@ -60,6 +66,9 @@ func TestReadRefuses(t *testing.T) {
 		"ready payload": {Version, byte(Ready), 0, 1, 0},
 		"cover payload": {Version, byte(Cover), 0, 3, 0, 0, 0},
 		"drain payload": {Version, byte(Drain), 0, 1, 0},
+		"no keys":       {Version, byte(Tickets), 0, 0},
+		"half a key":    append([]byte{Version, byte(Tickets), 0, keySize / 2}, make([]byte, keySize/2)...),
+		"a key too few": append([]byte{Version, byte(Tickets), 0, keySize + 1}, make([]byte, keySize+1)...),
 		"long payload":  {Version, byte(Status), 0xff, 0xff},
 		"drain forever": append([]byte{Version, byte(Drain), 0, 8}, bytes.Repeat([]byte{0xff}, 8)...),
 	} {
@@ -72,10 +81,10 @@ func TestReadRefuses(t *testing.T) {
 		_, err = read(Append(nil, Message{Kind: Drain})[:cut])
 		require.ErrorIs(t, err, io.ErrUnexpectedEOF, "cut after %d bytes", cut)
 	}
-	assert.Equal(t, []string{"ready", "status", "drain", "overdue", "replace", "cover", "uncover", "kind 99", "kind 0"},
+	assert.Equal(t, []string{"ready", "status", "drain", "overdue", "replace", "cover", "uncover", "poke", "tickets", "kind 99", "kind 0"},
 		[]string{
 			Ready.String(), Status.String(), Drain.String(), Overdue.String(),
-			Replace.String(), Cover.String(), Uncover.String(), Kind(99).String(), Kind(0).String(),
+			Replace.String(), Cover.String(), Uncover.String(), Poke.String(), Tickets.String(), Kind(99).String(), Kind(0).String(),
 		})
 }
 
@@ -83,6 +92,8 @@ func FuzzRead(f *testing.F) {
 	f.Add(Append(nil, Message{Kind: Ready}))
 	f.Add(Append(nil, Message{Kind: Status, Text: "text"}))
 	f.Add(Append(nil, Message{Kind: Drain, Within: time.Second}))
+	f.Add(Append(nil, Message{Kind: Tickets, Keys: make([][keySize]byte, 2)}))
+	f.Add([]byte{Version, byte(Tickets), 0, 1, 0})
 	f.Add([]byte{Version, byte(Status), 0xff, 0xff})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := read(b)
@@ -93,7 +104,7 @@ func FuzzRead(f *testing.F) {
 			return
 		}
 		// What is a message says the same when it is written again.
-		if again, err := read(Append(nil, m)); err != nil || again != m {
+		if again, err := read(Append(nil, m)); err != nil || !reflect.DeepEqual(again, m) {
 			t.Fatalf("%x became %+v, %+v, %v", b, m, again, err)
 		}
 	})

@@ -9,6 +9,7 @@ import (
 	"log"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
@@ -67,6 +68,9 @@ func main() {
 			log.Fatal(err)
 		}
 		addr = string(b)
+	}
+	if dir := os.Getenv("TESTAPP_TLS"); dir != "" {
+		cfg.CertFile, cfg.CertKeyFile = filepath.Join(dir, "server.pem"), filepath.Join(dir, "server-key.pem")
 	}
 	cfg.PreforkRecoverInterval, _ = time.ParseDuration(os.Getenv("TESTAPP_INTERVAL"))
 	var err error
