@@ -43,7 +43,7 @@ after the other. %d starts. A kernel that goes by a hash sends some of them to t
 			all := key{"start", "all", peer, "ms"}
 			return []string{
 				spread("%.0f", b.results.of(key{"start", "first", peer, "ms"})), spread("%.0f", b.results.of(all)),
-				spread("%.2f", b.results.ratios(all, baseline)),
+				spread("%.2f", b.results.ratios(all)),
 			}
 		}))
 }
@@ -106,7 +106,7 @@ var (
 // libraryBenchmark runs the library's own benchmark, once in each round.
 func (b *bench) libraryBenchmark(ctx context.Context) error {
 	binary := filepath.Join(b.dir, "library.test")
-	build := exec.CommandContext(ctx, "go", "test", "-c", "-o", binary, ".") //nolint:gosec // G204: a path of this program's
+	build := exec.CommandContext(ctx, "go", "test", "-c", "-o", binary, ".")
 	build.Dir = b.library
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("go test -c: %w: %s", err, bytes.TrimSpace(out))
@@ -117,7 +117,7 @@ func (b *bench) libraryBenchmark(ctx context.Context) error {
 	}
 	for range b.rounds {
 		limit, cancel := context.WithTimeout(ctx, time.Minute)
-		cmd := exec.CommandContext(limit, binary, "-test.run", "^$", "-test.bench", "^BenchmarkRequest$", "-test.benchmem", "-test.benchtime", length) //nolint:gosec // G204: what was built above
+		cmd := exec.CommandContext(limit, binary, "-test.run", "^$", "-test.bench", "^BenchmarkRequest$", "-test.benchmem", "-test.benchtime", length)
 		cmd.Dir = b.library
 		out, err := cmd.CombinedOutput()
 		cancel()

@@ -23,8 +23,7 @@ const (
 
 // document is the page as it grows.
 type document struct {
-	strings.Builder
-
+	page    strings.Builder
 	out     string
 	results *results
 	order   []string // of peers
@@ -32,23 +31,28 @@ type document struct {
 	errs    []error
 }
 
+func (d *document) add(format string, args ...any) {
+	_, _ = fmt.Fprintf(&d.page, format, args...)
+}
+
+// text writes a paragraph.
 func (d *document) text(format string, args ...any) {
-	fmt.Fprintf(d, "%s\n\n", strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", " "))
+	d.add("%s\n\n", strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", " "))
 }
 
 func (d *document) heading(title string) {
-	fmt.Fprintf(d, "**%s**\n\n", strings.ToUpper(title[:1])+title[1:])
+	d.add("**%s**\n\n", strings.ToUpper(title[:1])+title[1:])
 }
 
 // table writes rows; those of one cell, or none, are left out.
 func (d *document) table(head []string, rows [][]string) {
-	fmt.Fprintf(d, "| %s |\n|---|%s\n", strings.Join(head, " | "), strings.Repeat("--:|", len(head)-1))
+	d.add("| %s |\n|---|%s\n", strings.Join(head, " | "), strings.Repeat("--:|", len(head)-1))
 	for _, r := range rows {
 		if len(r) > 1 {
-			fmt.Fprintf(d, "| %s |\n", strings.Join(r, " | "))
+			d.add("| %s |\n", strings.Join(r, " | "))
 		}
 	}
-	d.WriteString("\n")
+	d.add("\n")
 }
 
 // eachPeer makes a row of each peer that has samples in a measure.
@@ -96,7 +100,7 @@ func (d *document) ratios(measure, metric string, cases []string, format string)
 		if k.Peer == baseline {
 			return single("1 = "+format, d.results.of(k).median())
 		}
-		return spread("%.2f", d.results.ratios(k, baseline))
+		return spread("%.2f", d.results.ratios(k))
 	})
 }
 
@@ -140,7 +144,7 @@ func (d *document) plot(name, title string, chart func(*results) *bars) {
 	}
 	if drawn {
 		d.drawn = append(d.drawn, file)
-		fmt.Fprintf(d, "![%s](%s/%s)\n\n", title, plotFolder, file)
+		d.add("![%s](%s/%s)\n\n", title, plotFolder, file)
 	}
 }
 
@@ -152,24 +156,24 @@ func (b *bench) publish(ctx context.Context, done []measure) error {
 	}
 	b.introduce(ctx, d)
 	for _, m := range done {
-		fmt.Fprintf(d, "## %s\n\n", m.title)
+		d.add("## %s\n\n", m.title)
 		m.write(d, b)
 	}
 	if len(b.notes) > 0 {
-		d.WriteString("## What went wrong\n\n")
+		d.add("## Notes\n\n")
 		for _, n := range b.notes {
-			fmt.Fprintf(d, "- %s\n", strings.ReplaceAll(n, b.dir, "…"))
+			d.add("- %s\n", strings.ReplaceAll(n, b.dir, "…"))
 		}
-		d.WriteString("\n")
+		d.add("\n")
 	}
-	page := strings.TrimRight(d.String(), "\n") + "\n"
-	err := os.WriteFile(filepath.Join(b.out, documentName), []byte(page), 0o644) //nolint:gosec // G306: a document
+	page := strings.TrimRight(d.page.String(), "\n") + "\n"
+	err := os.WriteFile(filepath.Join(b.out, documentName), []byte(page), 0o644)
 	return errors.Join(append(d.errs, err, b.results.save(filepath.Join(b.out, plotFolder, rawName)))...)
 }
 
 // introduce writes how it was measured, on what.
 func (b *bench) introduce(ctx context.Context, d *document) {
-	d.WriteString("# Benchmarks\n\nWritten by `make bench`; do not edit.\n\n")
+	d.add("# Benchmarks\n\nWritten by `make bench`; do not edit.\n\n")
 	if b.quick {
 		d.text("**This was a quick run: it tests the program. The numbers mean nothing.**")
 	}
@@ -273,7 +277,7 @@ func ratioBars(measure, metric string, cases, peers []string) func(*results) *ba
 	return func(r *results) *bars {
 		chart := newBars(cases, peers)
 		chart.line = 1
-		chart.fill(func(group, peer string) samples { return r.ratios(key{measure, group, peer, metric}, baseline) })
+		chart.fill(func(group, peer string) samples { return r.ratios(key{measure, group, peer, metric}) })
 		return chart
 	}
 }

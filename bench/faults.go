@@ -382,7 +382,7 @@ func measureShutdown(ctx context.Context, b *bench) error {
 		for _, kind := range kinds() {
 			add(kind, float64(t.kind(kind)))
 		}
-		_, gone := waitGone(s.processes(), endLimit-time.Since(began))
+		gone := waitGone(s.processes(), endLimit-time.Since(began))
 		if !gone {
 			b.note("shutdown, %s: processes were left after %v", s.peer.name, endLimit)
 			add("ended", math.NaN())
@@ -434,7 +434,7 @@ func measureOrphans(ctx context.Context, b *bench) error {
 			} else {
 				end()
 			}
-			_, gone := waitGone(s.workers, endLimit-time.Since(began))
+			gone := waitGone(s.workers, endLimit-time.Since(began))
 			took := milliseconds(time.Since(began))
 			if !gone {
 				took = math.Inf(1)

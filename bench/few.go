@@ -203,7 +203,7 @@ func writeIdle(d *document, b *bench) {
 			p99 := key{"idle", name, peer, "p99"}
 			mem := key{"idle", name, peer, "memory"}
 			return []string{
-				spread("%.2f", b.results.ratios(k, baseline)), spread("%.2f", b.results.ratios(p99, baseline)),
+				spread("%.2f", b.results.ratios(k)), spread("%.2f", b.results.ratios(p99)),
 				spread("%.2f", b.results.of(p99)), spread("%.0f", b.results.of(mem)),
 			}
 		}))

@@ -52,7 +52,7 @@ func nginxCommand(ctx context.Context, s setup) (*exec.Cmd, error) {
 	if err != nil {
 		return nil, err
 	}
-	return exec.CommandContext(ctx, "nginx", "-p", s.dir, "-c", path), nil //nolint:gosec // G204: the paths are this program's
+	return exec.CommandContext(ctx, "nginx", "-p", s.dir, "-c", path), nil
 }
 
 // The Ruby and the Python application: hello, the pid, and a slow answer.
@@ -90,7 +90,7 @@ func pumaCommand(ctx context.Context, s setup) (*exec.Cmd, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, "puma", "-C", path, "config.ru") //nolint:gosec // G204: the path is this program's
+	cmd := exec.CommandContext(ctx, "puma", "-C", path, "config.ru")
 	cmd.Dir = s.dir
 	return cmd, nil
 }
@@ -106,7 +106,7 @@ func gunicornCommand(ctx context.Context, s setup) (*exec.Cmd, error) {
 	if info, err := os.Stat("/dev/shm"); err == nil && info.IsDir() {
 		args = append(args, "--worker-tmp-dir", "/dev/shm") // as its documentation recommends
 	}
-	cmd := exec.CommandContext(ctx, "gunicorn", append(args, "app:app")...) //nolint:gosec // G204: fixed arguments
+	cmd := exec.CommandContext(ctx, "gunicorn", append(args, "app:app")...)
 	cmd.Dir = s.dir
 	cmd.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1")
 	return cmd, nil

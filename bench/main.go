@@ -166,7 +166,7 @@ func newBench(args []string) (*bench, error) {
 // prepare makes what all measures need.
 func (b *bench) prepare() error {
 	b.mark = fmt.Sprintf("FIBER_PREFORK_BENCH=%d.%d", os.Getpid(), b.began.UnixNano())
-	b.cell = time.Second
+	b.cell = 400 * time.Millisecond
 	if b.quick {
 		b.rounds, b.cell = 1, 200*time.Millisecond
 	}
@@ -193,7 +193,7 @@ func (b *bench) prepare() error {
 	if b.out, err = filepath.Abs(b.out); err != nil {
 		return err
 	}
-	return os.MkdirAll(filepath.Join(b.out, plotFolder), 0o755) //nolint:gosec // G301: documents
+	return os.MkdirAll(filepath.Join(b.out, plotFolder), 0o755)
 }
 
 // note keeps something that a reader of the results has to know.
@@ -235,7 +235,7 @@ func (b *bench) those(keep func(*peer) bool) []*peer {
 // order each time. It stops early when everything ends.
 func interleave[T any](ctx context.Context, rounds int, things []T, do func(round int, thing T)) {
 	for round := range rounds {
-		for _, i := range rand.Perm(len(things)) { //nolint:gosec // G404: an order
+		for _, i := range rand.Perm(len(things)) {
 			if ctx.Err() != nil {
 				return
 			}

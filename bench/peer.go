@@ -105,7 +105,7 @@ var versionNumber = regexp.MustCompile(`\d+(\.\d+)+`)
 // printed asks a program for its version.
 func printed(program string, args ...string) func(context.Context) string {
 	return func(ctx context.Context) string {
-		out, err := exec.CommandContext(ctx, program, args...).CombinedOutput() //nolint:gosec // G204: names of programs from the list above
+		out, err := exec.CommandContext(ctx, program, args...).CombinedOutput()
 		if v := versionNumber.Find(out); v != nil {
 			return string(v)
 		}
@@ -128,7 +128,7 @@ func inGo(kind string) func(context.Context, setup) (*exec.Cmd, error) {
 		if s.cert != "" {
 			args = append(args, "-cert", s.cert, "-key", s.key)
 		}
-		cmd := exec.CommandContext(ctx, self, args...) //nolint:gosec // G204: this program
+		cmd := exec.CommandContext(ctx, self, args...)
 		cmd.Env = append(os.Environ(), "GOMAXPROCS="+strconv.Itoa(s.workers))
 		return cmd, nil
 	}

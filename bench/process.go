@@ -137,17 +137,16 @@ func endAll(pids []int) {
 	waitGone(pids, time.Second)
 }
 
-// waitGone waits until no process of pids is left, and says how long that took.
-func waitGone(pids []int, limit time.Duration) (took time.Duration, gone bool) {
+// waitGone waits until no process of pids is left, and reports whether that came.
+func waitGone(pids []int, limit time.Duration) bool {
 	began := time.Now()
 	for {
 		left := false
 		for _, pid := range pids {
 			left = left || alive(pid)
 		}
-		took = time.Since(began)
-		if !left || took > limit {
-			return took, !left
+		if !left || time.Since(began) > limit {
+			return !left
 		}
 		time.Sleep(500 * time.Microsecond)
 	}

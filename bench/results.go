@@ -25,14 +25,14 @@ type key struct {
 type row struct {
 	key
 
-	Samples samples `json:"samples"`
+	Samples samples
 }
 
 type samples []float64
 
-// MarshalJSON writes three digits and null for what is not a number: that is
-// what a reader can use.
-func (s samples) MarshalJSON() ([]byte, error) {
+// text is what a reader of the samples can use: four digits, and null for what
+// is not a number.
+func (s samples) text() json.RawMessage {
 	out := []byte{'['}
 	for i, v := range s {
 		if i > 0 {
@@ -44,7 +44,7 @@ func (s samples) MarshalJSON() ([]byte, error) {
 		}
 		out = fmt.Appendf(out, "%.4g", v)
 	}
-	return append(out, ']'), nil
+	return append(out, ']')
 }
 
 // results holds the rows in the order in which they came.
@@ -78,11 +78,11 @@ func (r *results) of(k key) samples {
 	return nil
 }
 
-// ratios returns the samples of k as ratios to those of another peer in the
+// ratios returns the samples of k as ratios to those of the baseline in the
 // same round.
-func (r *results) ratios(k key, base string) samples {
+func (r *results) ratios(k key) samples {
 	mine := r.of(k)
-	k.Peer = base
+	k.Peer = baseline
 	theirs := r.of(k)
 	var out samples
 	for i := range min(len(mine), len(theirs)) {
@@ -139,7 +139,11 @@ func (r *results) save(path string) error {
 	defer r.mu.Unlock()
 	out := []byte("[\n")
 	for i, found := range r.rows {
-		line, err := json.Marshal(found)
+		line, err := json.Marshal(struct {
+			key
+
+			Samples json.RawMessage `json:"samples"`
+		}{found.key, found.Samples.text()})
 		if err != nil {
 			return fmt.Errorf("samples of %v: %w", found.key, err)
 		}
@@ -149,7 +153,7 @@ func (r *results) save(path string) error {
 		}
 		out = append(out, '\n')
 	}
-	return os.WriteFile(path, append(out, "]\n"...), 0o644) //nolint:gosec // G306: a document
+	return os.WriteFile(path, append(out, "]\n"...), 0o644)
 }
 
 // milliseconds is d as the tables have it.

@@ -89,12 +89,12 @@ func calibrate(d time.Duration) int {
 
 // serving is how a Go peer is asked to serve.
 type serving struct {
-	kind     string
-	addr     string
-	workers  int
-	spin     int
-	cert     string // "" for no TLS
-	key      string
+	kind    string
+	addr    string
+	workers int
+	spin    int
+	cert    string // "" for no TLS
+	key     string
 }
 
 // serve runs a Go peer until it ends.
