@@ -21,13 +21,15 @@ type kill struct {
 	clients int
 	all     bool // children at once, else one after the other
 	rounds  int  // times b.rounds
+	peers   []string
 }
 
 func kills() []kill {
+	peers := []string{ours, oursOff, fiberPrefork, fastShared, nginx, puma}
 	return []kill{
-		{name: "one child, 8 clients", clients: 8, rounds: 2},
-		{name: "one child, 64 clients", clients: 64, rounds: 1},
-		{name: "all children, 8 clients", clients: 8, all: true, rounds: 1},
+		{name: "one child, 8 clients", clients: 8, rounds: 2, peers: peers},
+		{name: "one child, 64 clients", clients: 64, rounds: 1, peers: peers},
+		{name: "all children, 8 clients", clients: 8, all: true, rounds: 1, peers: peers},
 	}
 }
 
@@ -52,7 +54,7 @@ func measureKill(ctx context.Context, b *bench) error {
 		if b.quick {
 			rounds = 1
 		}
-		interleave(ctx, rounds, b.withMaster(), func(_ int, p *peer) {
+		interleave(ctx, rounds, b.named(k.peers...), func(_ int, p *peer) {
 			if err := b.killOf(ctx, p, k); err != nil {
 				b.note("kill, %s, %s: %v", k.name, p.name, err)
 			}
@@ -343,7 +345,7 @@ It is over when all new processes have answered and the old ones do not any more
 
 const (
 	inFlight   = 20
-	endLimit   = 4 * time.Second
+	endLimit   = 2 * time.Second
 	inFlightAt = 100 * time.Millisecond // after they were sent
 )
 
@@ -395,7 +397,7 @@ func measureShutdown(ctx context.Context, b *bench) error {
 
 func writeShutdown(d *document, b *bench) {
 	d.text(`%d requests that take %v are %v old when the process that was started (the master, if there is one) gets SIGTERM. fiber without prefork and net/http
-drain because their main asks for it with GracefulContext and Server.Shutdown; the others get what they do by themselves. All peers at the same time.`,
+drain because their main calls Shutdown and waits for it; the others do what they do by themselves. All peers at the same time.`,
 		inFlight, slowTime, inFlightAt)
 	d.table([]string{"", fmt.Sprintf("answered, of %d", inFlight), "by kind, all rounds", "all processes gone after, ms"},
 		d.eachPeer("shutdown", []string{"SIGTERM"}, func(peer string) []string {
@@ -453,7 +455,7 @@ when they have nothing to do, "busy" with %d requests that take %v in flight, wh
 			of := func(name, metric string) string {
 				v := b.results.of(key{"orphans", name, peer, metric})
 				if len(v) > 0 && v.empty() {
-					return fmt.Sprintf("never (%v)", endLimit)
+					return fmt.Sprintf("not within %v", endLimit)
 				}
 				return spread("%.0f", v)
 			}

@@ -166,7 +166,7 @@ func newBench(args []string) (*bench, error) {
 // prepare makes what all measures need.
 func (b *bench) prepare() error {
 	b.mark = fmt.Sprintf("FIBER_PREFORK_BENCH=%d.%d", os.Getpid(), b.began.UnixNano())
-	b.cell = 400 * time.Millisecond
+	b.cell = 300 * time.Millisecond
 	if b.quick {
 		b.rounds, b.cell = 1, 200*time.Millisecond
 	}

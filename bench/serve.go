@@ -162,16 +162,30 @@ func (s serving) fiberPrefork() error {
 	})
 }
 
-// fiber is one process that drains when it is asked to end.
+// fiber is one process that drains when it is asked to end. Its Listen returns
+// before the drain is over: main has to wait.
 func (s serving) fiber() error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
 	app := fiber.New()
 	s.routes(app)
-	return app.Listen(s.addr, fiber.ListenConfig{
-		DisableStartupMessage: true, GracefulContext: ctx, ShutdownTimeout: 10 * time.Second,
-		CertFile: s.cert, CertKeyFile: s.key,
-	})
+	over := onTerm(func(ctx context.Context) error { return app.ShutdownWithContext(ctx) })
+	if err := app.Listen(s.addr, fiber.ListenConfig{DisableStartupMessage: true, CertFile: s.cert, CertKeyFile: s.key}); err != nil {
+		return err
+	}
+	return <-over
+}
+
+// onTerm drains at SIGTERM, and says when that is over.
+func onTerm(drain func(context.Context) error) <-chan error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	over := make(chan error, 1)
+	go func() {
+		<-ctx.Done()
+		stop()
+		limit, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		over <- drain(limit)
+	}()
+	return over
 }
 
 // fasthttp is fasthttp with its prefork package.
@@ -239,16 +253,8 @@ func (s serving) nethttp() error {
 		_, _ = w.Write(body)
 	})
 
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
 	server := &http.Server{Addr: s.addr, Handler: mux, ReadHeaderTimeout: time.Minute}
-	over := make(chan error, 1)
-	go func() {
-		<-ctx.Done()
-		limit, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		over <- server.Shutdown(limit)
-	}()
+	over := onTerm(server.Shutdown)
 	var err error
 	if s.cert != "" {
 		err = server.ListenAndServeTLS(s.cert, s.key)

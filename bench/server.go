@@ -179,19 +179,23 @@ func (s *server) stop() {
 	_ = s.log.Close()
 }
 
-// startAll starts peers one after the other. Those that do not start are left
+// startAll starts peers at the same time. Those that do not start are left
 // out, and noted.
 func (b *bench) startAll(ctx context.Context, peers []*peer, workers int, secure bool) []*server {
-	var servers []*server
-	for _, p := range peers {
-		s, err := b.start(ctx, p, workers, secure)
-		if err != nil {
-			b.note("%v", err)
-			continue
-		}
-		servers = append(servers, s)
+	servers := make([]*server, len(peers))
+	var all sync.WaitGroup
+	for i, p := range peers {
+		all.Go(func() {
+			s, err := b.start(ctx, p, workers, secure)
+			if err != nil {
+				b.note("%v", err)
+				return
+			}
+			servers[i] = s
+		})
 	}
-	return servers
+	all.Wait()
+	return slices.DeleteFunc(servers, func(s *server) bool { return s == nil })
 }
 
 func stopAll(servers []*server) {
