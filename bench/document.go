@@ -44,13 +44,15 @@ func (d *document) heading(title string) {
 	d.add("**%s**\n\n", strings.ToUpper(title[:1])+title[1:])
 }
 
-// table writes rows; those of one cell, or none, are left out.
+// table writes rows.
 func (d *document) table(head []string, rows [][]string) {
+	if len(rows) == 0 {
+		d.text("Not measured.")
+		return
+	}
 	d.add("| %s |\n|---|%s\n", strings.Join(head, " | "), strings.Repeat("--:|", len(head)-1))
 	for _, r := range rows {
-		if len(r) > 1 {
-			d.add("| %s |\n", strings.Join(r, " | "))
-		}
+		d.add("| %s |\n", strings.Join(r, " | "))
 	}
 	d.add("\n")
 }
@@ -180,7 +182,8 @@ func (b *bench) introduce(ctx context.Context, d *document) {
 	d.text(`All peers run on one machine, over loopback, with the same handlers, and the client shares the processors with them: the numbers compare servers,
 they do not say what a machine can do. Each round measures all peers, one after the other, in another order each time; there are %d rounds unless it says
 otherwise, after a warm-up that is not counted. **Bold** is the median of the rounds, what is in parentheses are the least and the most. A ratio is taken
-within a round: to %s, which is Fiber's built-in prefork. Where spreads overlap, peers do not differ by what can be seen here.`, b.rounds, baseline)
+within a round: to %s, which is Fiber's built-in prefork. Where spreads overlap, peers do not differ by what can be seen here; "%s" is a second server
+of the same kind, and shows how far apart equals come out.`, b.rounds, baseline, controlled)
 	d.text(`Each peer has %d workers; those that are one process may use %d processors (GOMAXPROCS). No access logs. Otherwise they have their defaults, except for what
 a chapter says, and for nginx: reuseport, no limit of requests per connection.`, b.workers, b.workers)
 	d.text("To repeat it: `make bench`. It takes what is installed of wrk, nginx, puma and gunicorn, and needs none of them. All samples: [%s](%s/%s).", rawName, plotFolder, rawName)

@@ -131,17 +131,13 @@ one after the other with %v between them. The mean counts here: each try is a th
 		mine := b.results.of(k)
 		k.Peer = baseline
 		base := b.results.of(k).mean()
-		if mine.empty() {
+		switch {
+		case mine.empty():
 			return ""
+		case base == mine.mean():
+			return fmt.Sprintf("1 = %.0f/s (%.2f–%.2f)", base, mine.least()/base, mine.most()/base)
 		}
 		return fmt.Sprintf("**%.2f** (%.2f–%.2f)", mine.mean()/base, mine.least()/base, mine.most()/base)
-	})
-	d.grid("few", names, func(k key) string {
-		k.Metric = "rate"
-		if k.Peer != baseline || b.results.of(k).empty() {
-			return ""
-		}
-		return fmt.Sprintf("%.0f/s", b.results.of(k).mean())
 	})
 	d.plot("few", "Few connections: requests per second (mean), to "+baseline+" = 1",
 		meanRatioBars("few", "rate", names, []string{ours, oursOff, fiberAlone}))

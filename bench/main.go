@@ -220,11 +220,11 @@ func (b *bench) named(names ...string) []*peer {
 	return found
 }
 
-// those returns the installed peers for which keep holds.
+// those returns the installed peers for which keep holds, without the control.
 func (b *bench) those(keep func(*peer) bool) []*peer {
 	var found []*peer
 	for _, p := range b.peers {
-		if keep(p) {
+		if keep(p) && !p.control {
 			found = append(found, p)
 		}
 	}

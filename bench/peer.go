@@ -21,6 +21,7 @@ type peer struct {
 	name    string
 	program string // that has to be installed; "" for what is in this program
 	master  bool   // it has a master and children
+	control bool   // it is the baseline once more, and only compared with that
 	tls     bool
 	paths   []string
 	reload  syscall.Signal // 0 if it has none
@@ -52,6 +53,7 @@ const (
 	nginx        = "nginx"
 	puma         = "puma"
 	gunicorn     = "gunicorn"
+	controlled   = "fiber prefork, again"
 )
 
 // baseline is what ratios are to.
@@ -64,6 +66,7 @@ func newPeers() []*peer {
 		{name: ours, master: true, tls: true, paths: all, reload: syscall.SIGHUP, version: fixed("this commit"), command: inGo("prefork")},
 		{name: oursOff, master: true, tls: true, paths: all, reload: syscall.SIGHUP, version: fixed("this commit"), command: inGo("prefork-off")},
 		{name: fiberPrefork, master: true, tls: true, paths: all, version: module("github.com/gofiber/fiber/v3"), command: inGo("fiber-prefork")},
+		{name: controlled, master: true, control: true, paths: []string{pathHello, pathPID}, version: fixed("the same again: as far apart come servers that are equal"), command: inGo("fiber-prefork")},
 		{name: fiberAlone, tls: true, paths: all, version: module("github.com/gofiber/fiber/v3"), command: inGo("fiber")},
 		{name: fastReuse, master: true, tls: true, paths: all, version: module("github.com/valyala/fasthttp"), command: inGo("fasthttp-reuseport")},
 		{name: fastShared, master: true, tls: true, paths: all, version: module("github.com/valyala/fasthttp"), command: inGo("fasthttp-shared")},

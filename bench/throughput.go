@@ -104,7 +104,7 @@ func (b *bench) throughputOf(ctx context.Context, c cell) {
 	add("p99", out.P99)
 	add("p99.9", out.P999)
 	add("errors", out.Errors)
-	if c.workload.name == closing && c.peer.master && out.Count > 0 {
+	if c.workload.name == closing && c.peer.master && !c.peer.control && out.Count > 0 {
 		b.results.add(key{"cost", "master", c.peer.name, "share"}, 100*float64(master)/float64(time.Since(began)))
 		b.results.add(key{"cost", "master", c.peer.name, "per million"}, milliseconds(master)/out.Count*1e6)
 	}
@@ -149,6 +149,7 @@ const (
 	moderateShare = 0.3  // of what the baseline can do
 	moderateMost  = 6000 // requests per second: the client runs here too
 	moderateConns = 32
+	moderateTime  = 800 * time.Millisecond
 )
 
 func moderateLoads() []workload {
@@ -168,7 +169,7 @@ func measureModerate(ctx context.Context, b *bench) error {
 			s.client(w.path, w.once).openLoop(ctx, moderateConns, rate, b.short(200*time.Millisecond))
 		}
 		interleave(ctx, b.rounds, servers, func(_ int, s *server) {
-			t := s.client(w.path, w.once).openLoop(ctx, moderateConns, rate, b.short(time.Second))
+			t := s.client(w.path, w.once).openLoop(ctx, moderateConns, rate, b.short(moderateTime))
 			for metric, q := range map[string]float64{"p50": 50, "p99": 99, "p99.9": 99.9} {
 				b.results.add(key{"moderate", w.name, s.peer.name, metric}, t.percentile(q))
 			}
