@@ -102,7 +102,7 @@ func (d *document) ratios(measure, metric string, cases []string, format string)
 		if k.Peer == baseline {
 			return single("1 = "+format, d.results.of(k).median())
 		}
-		return spread("%.2f", d.results.ratios(k))
+		return middle("%.2f", d.results.ratios(k))
 	})
 }
 
@@ -117,6 +117,14 @@ func spread(format string, s samples) string {
 		return "**" + median + "**"
 	}
 	return fmt.Sprintf("**%s** (%s–%s)", median, least, most)
+}
+
+// middle is a median and what half of the rounds lie between.
+func middle(format string, s samples) string {
+	if s.empty() {
+		return ""
+	}
+	return fmt.Sprintf("**"+format+"** ("+format+"–"+format+")", s.median(), s.quantile(0.25), s.quantile(0.75))
 }
 
 // complaints says who had errors where nobody should have any.
@@ -181,8 +189,8 @@ func (b *bench) introduce(ctx context.Context, d *document) {
 	}
 	d.text(`All peers run on one machine, over loopback, with the same handlers, and the client shares the processors with them: the numbers compare servers,
 they do not say what a machine can do. Each round measures all peers, one after the other, in another order each time; there are %d rounds unless it says
-otherwise, after a warm-up that is not counted. **Bold** is the median of the rounds, what is in parentheses are the least and the most. A ratio is taken
-within a round: to %s, which is Fiber's built-in prefork. Where spreads overlap, peers do not differ by what can be seen here; "%s" is a second server
+otherwise, after a warm-up that is not counted. **Bold** is the median of the rounds. What is in parentheses are the least and the most, and for ratios of speed the quartiles,
+between which half of the rounds lie. A ratio is taken within a round: to %s, which is Fiber's built-in prefork. Where spreads overlap, peers do not differ by what can be seen here; "%s" is a second server
 of the same kind, and shows how far apart equals come out.`, b.rounds, baseline, controlled)
 	d.text(`Each peer has %d workers; those that are one process may use %d processors (GOMAXPROCS). No access logs. Otherwise they have their defaults, except for what
 a chapter says, and for nginx: reuseport, no limit of requests per connection.`, b.workers, b.workers)
@@ -244,6 +252,7 @@ type bars struct {
 	values map[string]map[string]samples // by series, group
 	line   float64                       // drawn across, if not 0
 	means  bool                          // bars are means, else medians
+	middle bool                          // whiskers end at the quartiles, else at the least and the most
 }
 
 func newBars(groups, series []string) *bars {
@@ -275,11 +284,19 @@ func (c *bars) height(s samples) float64 {
 	return s.median()
 }
 
+// ends are what the whisker of a bar lies between.
+func (c *bars) ends(s samples) (low, high float64) {
+	if c.middle {
+		return s.quantile(0.25), s.quantile(0.75)
+	}
+	return s.least(), s.most()
+}
+
 // ratioBars shows ratios to the baseline.
 func ratioBars(measure, metric string, cases, peers []string) func(*results) *bars {
 	return func(r *results) *bars {
 		chart := newBars(cases, peers)
-		chart.line = 1
+		chart.line, chart.middle = 1, true
 		chart.fill(func(group, peer string) samples { return r.ratios(key{measure, group, peer, metric}) })
 		return chart
 	}
@@ -289,7 +306,7 @@ func ratioBars(measure, metric string, cases, peers []string) func(*results) *ba
 func meanRatioBars(measure, metric string, cases, peers []string) func(*results) *bars {
 	return func(r *results) *bars {
 		chart := newBars(cases, peers)
-		chart.line, chart.means = 1, true
+		chart.line, chart.means, chart.middle = 1, true, true
 		chart.fill(func(group, peer string) samples {
 			base := r.of(key{measure, group, baseline, metric}).mean()
 			v := r.of(key{measure, group, peer, metric})

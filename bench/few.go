@@ -135,11 +135,11 @@ one after the other with %v between them. The mean counts here: each try is a th
 		case mine.empty():
 			return ""
 		case base == mine.mean():
-			return fmt.Sprintf("1 = %.0f/s (%.2f–%.2f)", base, mine.least()/base, mine.most()/base)
+			return fmt.Sprintf("1 = %.0f/s (%.2f–%.2f)", base, mine.quantile(0.25)/base, mine.quantile(0.75)/base)
 		}
-		return fmt.Sprintf("**%.2f** (%.2f–%.2f)", mine.mean()/base, mine.least()/base, mine.most()/base)
+		return fmt.Sprintf("**%.2f** (%.2f–%.2f)", mine.mean()/base, mine.quantile(0.25)/base, mine.quantile(0.75)/base)
 	})
-	d.plot("few", "Few connections: requests per second (mean), to "+baseline+" = 1",
+	d.plot("few", "Few connections: requests per second, to "+baseline+" = 1 (mean, quartiles)",
 		meanRatioBars("few", "rate", names, []string{ours, oursOff, fiberAlone}))
 }
 
@@ -199,7 +199,7 @@ func writeIdle(d *document, b *bench) {
 			p99 := key{"idle", name, peer, "p99"}
 			mem := key{"idle", name, peer, "memory"}
 			return []string{
-				spread("%.2f", b.results.ratios(k)), spread("%.2f", b.results.ratios(p99)),
+				middle("%.2f", b.results.ratios(k)), middle("%.2f", b.results.ratios(p99)),
 				spread("%.2f", b.results.of(p99)), spread("%.0f", b.results.of(mem)),
 			}
 		}))

@@ -63,8 +63,8 @@ const baseline = fiberPrefork
 func newPeers() []*peer {
 	all := []string{pathHello, pathJSON, pathCPU, pathSleep, pathSlow, pathPID}
 	return []*peer{
-		{name: ours, master: true, tls: true, paths: all, reload: syscall.SIGHUP, version: fixed("this commit"), command: inGo("prefork")},
-		{name: oursOff, master: true, tls: true, paths: all, reload: syscall.SIGHUP, version: fixed("this commit"), command: inGo("prefork-off")},
+		{name: ours, master: true, tls: true, paths: all, reload: syscall.SIGHUP, version: fixed("this repository"), command: inGo("prefork")},
+		{name: oursOff, master: true, tls: true, paths: all, reload: syscall.SIGHUP, version: fixed("this repository"), command: inGo("prefork-off")},
 		{name: fiberPrefork, master: true, tls: true, paths: all, version: module("github.com/gofiber/fiber/v3"), command: inGo("fiber-prefork")},
 		{name: controlled, master: true, control: true, paths: []string{pathHello, pathPID}, version: fixed("the same again: as far apart come servers that are equal"), command: inGo("fiber-prefork")},
 		{name: fiberAlone, tls: true, paths: all, version: module("github.com/gofiber/fiber/v3"), command: inGo("fiber")},

@@ -26,6 +26,8 @@ func colourOf(peer string) color.Color {
 		return color.RGBA{0x56, 0xB4, 0xE9, 0xFF}
 	case fiberPrefork:
 		return color.RGBA{0xD5, 0x5E, 0x00, 0xFF}
+	case controlled:
+		return color.RGBA{0xE9, 0xA0, 0x70, 0xFF}
 	case fiberAlone:
 		return color.RGBA{0xE6, 0x9F, 0x00, 0xFF}
 	case netHTTP:
@@ -92,7 +94,8 @@ func (c *bars) draw(title, path string) (bool, error) {
 		for g, group := range c.groups {
 			if v := c.values[peer][group]; v != nil {
 				heights[g] = c.height(v)
-				most = max(most, min(top, v.most()))
+				_, high := c.ends(v)
+				most = max(most, min(top, high), c.height(v))
 			}
 		}
 		chart, err := plotter.NewBarChart(heights, width*0.92)
@@ -151,8 +154,10 @@ func (w *whiskers) Plot(canvas draw.Canvas, p *plot.Plot) {
 			continue
 		}
 		x := toX(float64(g)) + w.offset
-		canvas.StrokeLine2(style, x, toY(min(w.top, v.least())), x, toY(min(w.top, v.most())))
-		canvas.FillText(label, vg.Point{X: x, Y: toY(min(w.top, v.most())) + vg.Points(2)}, digits(w.chart.height(v)))
+		low, high := w.chart.ends(v)
+		high = min(w.top, high)
+		canvas.StrokeLine2(style, x, toY(min(w.top, low)), x, toY(high))
+		canvas.FillText(label, vg.Point{X: x, Y: toY(max(high, w.chart.height(v))) + vg.Points(2)}, digits(w.chart.height(v)))
 	}
 }
 

@@ -119,7 +119,7 @@ The client runs on the same processors. "Close" means a new connection for each 
 		names = append(names, w.name)
 	}
 	d.heading("Requests per second, as a ratio to " + baseline)
-	d.text("Median of %d rounds of %v each, and the least and the most. More is better.", b.throughputRounds(), b.cell)
+	d.text("Median of %d rounds of %v each, and the quartiles. More is better.", b.throughputRounds(), b.cell)
 	d.ratios("throughput", "rate", names, "%.0f/s")
 	d.heading("99th percentile of the latency, as a ratio to " + baseline)
 	d.text("Less is better. These are latencies under saturation: they say how long the queue was, and how evenly it was served.")
@@ -138,10 +138,10 @@ The client runs on the same processors. "Close" means a new connection for each 
 		return fmt.Sprintf("%.2f / %.2f / %.2f", values[0], values[1], values[2])
 	})
 	d.complaints("throughput", names)
-	d.plot("throughput", "Requests per second, to "+baseline+" = 1",
-		ratioBars("throughput", "rate", names, []string{ours, oursOff, fiberAlone, netHTTP, nginx}))
-	d.plot("latency", "99th percentile under saturation, to "+baseline+" = 1",
-		ratioBars("throughput", "p99", names, []string{ours, oursOff, fiberAlone, netHTTP, nginx}))
+	d.plot("throughput", "Requests per second, to "+baseline+" = 1 (median, quartiles)",
+		ratioBars("throughput", "rate", names, []string{ours, oursOff, controlled, fiberAlone, netHTTP, nginx}))
+	d.plot("latency", "99th percentile under saturation, to "+baseline+" = 1 (median, quartiles): less is better",
+		ratioBars("throughput", "p99", names, []string{ours, oursOff, controlled, fiberAlone, netHTTP, nginx}))
 }
 
 // Of the measure "moderate".
