@@ -43,7 +43,7 @@ after the other. %d starts. A kernel that goes by a hash sends some of them to t
 			all := key{"start", "all", peer, "ms"}
 			return []string{
 				spread("%.0f", b.results.of(key{"start", "first", peer, "ms"})), spread("%.0f", b.results.of(all)),
-				middle("%.2f", b.results.ratios(all)),
+				middle(b.results.ratios(all)),
 			}
 		}))
 }

@@ -102,7 +102,7 @@ func (d *document) ratios(measure, metric string, cases []string, format string)
 		if k.Peer == baseline {
 			return single("1 = "+format, d.results.of(k).median())
 		}
-		return middle("%.2f", d.results.ratios(k))
+		return middle(d.results.ratios(k))
 	})
 }
 
@@ -120,11 +120,11 @@ func spread(format string, s samples) string {
 }
 
 // middle is a median and what half of the rounds lie between.
-func middle(format string, s samples) string {
+func middle(s samples) string {
 	if s.empty() {
 		return ""
 	}
-	return fmt.Sprintf("**"+format+"** ("+format+"–"+format+")", s.median(), s.quantile(0.25), s.quantile(0.75))
+	return fmt.Sprintf("**%.2f** (%.2f–%.2f)", s.median(), s.quantile(0.25), s.quantile(0.75))
 }
 
 // complaints says who had errors where nobody should have any.

@@ -199,7 +199,7 @@ func writeIdle(d *document, b *bench) {
 			p99 := key{"idle", name, peer, "p99"}
 			mem := key{"idle", name, peer, "memory"}
 			return []string{
-				middle("%.2f", b.results.ratios(k)), middle("%.2f", b.results.ratios(p99)),
+				middle(b.results.ratios(k)), middle(b.results.ratios(p99)),
 				spread("%.2f", b.results.of(p99)), spread("%.0f", b.results.of(mem)),
 			}
 		}))
