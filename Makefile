@@ -3,7 +3,7 @@
 # The linters are built from the versions in tools/go.mod into bin/.
 
 .NOTPARALLEL:
-.PHONY: help run test cover stress fuzz fmt lint tidy vet gofumpt staticcheck golangci cross ci tools cc
+.PHONY: help run bench test cover stress fuzz fmt lint tidy vet gofumpt staticcheck golangci cross ci tools cc
 
 # A number of runs per target and not a time: with a time, go test before 1.27
 # now and then fails with "context deadline exceeded" when it is up (go.dev/issue/75804).
@@ -18,6 +18,9 @@ help: ## list the targets
 run: ## run examples/hello
 	go run ./examples/hello
 
+bench: ## measure side by side with others: under 10 minutes, writes docs/benchmarks.md
+	go -C bench run . -out ../docs
+
 # Processes that the tests start write their counters too: go test sets
 # GOCOVERDIR, and takes in what it finds there when the tests are over. Tests
 # wait more than they work: more of them run at a time than there are cores.
@@ -27,6 +30,7 @@ test: cc ## all tests with the race detector, and the coverage, children include
 	@grep -v /examples/ coverage/all >coverage/profile
 	@go tool cover -func=coverage/profile >coverage/functions
 	@tail -n 1 coverage/functions
+	go -C bench test -count=1 ./...
 
 cover: test ## test, and write coverage/index.html
 	go tool cover -html=coverage/profile -o coverage/index.html
@@ -39,14 +43,17 @@ fuzz: ## a short run of every fuzz target
 
 fmt: tools ## format the code
 	bin/golangci-lint fmt
+	cd bench && ../bin/golangci-lint fmt
 
 lint: tidy vet gofumpt staticcheck golangci ## every check that runs nothing
 
 tidy:
 	go mod tidy -diff
+	go -C bench mod tidy -diff
 
 vet:
 	go vet ./...
+	go -C bench vet ./...
 
 gofumpt: tools
 	@echo bin/gofumpt -l .; files=$$(bin/gofumpt -l .) && if [ -n "$$files" ]; then \
@@ -54,9 +61,11 @@ gofumpt: tools
 
 staticcheck: tools
 	bin/staticcheck ./...
+	cd bench && ../bin/staticcheck ./...
 
 golangci: tools
 	bin/golangci-lint run ./...
+	cd bench && ../bin/golangci-lint run ./...
 
 cross: ## vet the code for every platform that it builds on
 	@failed=; for target in $(CROSS); do \
