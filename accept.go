@@ -32,13 +32,14 @@ type inheritedListener struct {
 
 	interval time.Duration // of reports, which the master is told
 
-	warned   time.Time   // of the last warning; only Accept touches it
-	accepted atomic.Bool // Accept has been called: the child is ready
-	draining atomic.Bool
-	closing  sync.Once
-	done     chan struct{} // closed by Close
-	last     latch         // nobody else accepts what is queued
-	leaveAt  time.Time     // from when on the drain leaves what is queued to others; set before draining
+	warned      time.Time   // of the last warning; only Accept touches it
+	lingerUntil time.Time   // in a drain; only Accept touches it
+	accepted    atomic.Bool // Accept has been called: the child is ready
+	draining    atomic.Bool
+	closing     sync.Once
+	done        chan struct{} // closed by Close
+	last        latch         // nobody else accepts what is queued
+	leaveAt     time.Time     // from when on the drain leaves what is queued to others; set before draining
 
 	mu     sync.Mutex
 	covers map[uint32]*cover // of slots that this child covers
@@ -81,16 +82,17 @@ func (l *inheritedListener) Accept() (net.Conn, error) {
 			if l.accepted.Load() {
 				var conn net.Conn
 				var err error
+				lingers := l.lingers()
 				if !l.leaves() {
 					conn, err = socket.AcceptNow(l.ln)
 				}
-				if conn == nil && !mayPass(err) {
+				if conn == nil && !mayPass(err) && !lingers {
 					conn, err = l.drainCovered()
 				}
 				if conn != nil {
 					return conn, nil
 				}
-				if mayPass(err) {
+				if mayPass(err) || lingers {
 					time.Sleep(drainPoll)
 					continue
 				}
@@ -149,6 +151,25 @@ func (l *inheritedListener) startDrain(leaveAt time.Time) {
 // leaves says whether a drain leaves what is queued to others.
 func (l *inheritedListener) leaves() bool {
 	return !l.last.sent() && !time.Now().Before(l.leaveAt)
+}
+
+// lingers says whether a request may be on its way on a connection that the
+// kernel has deferred: the last one to close the listener waits for it.
+func (l *inheritedListener) lingers() bool {
+	if !l.last.sent() {
+		return false
+	}
+	now := time.Now()
+	if l.lingerUntil.IsZero() {
+		l.lingerUntil = now.Add(lingerTime)
+		socket.AcceptAtOnce(l.ln)
+		l.mu.Lock()
+		for _, c := range l.covers {
+			socket.AcceptAtOnce(c.ln)
+		}
+		l.mu.Unlock()
+	}
+	return now.Before(l.lingerUntil)
 }
 
 func interrupt(ln any, at time.Time) {

@@ -44,6 +44,9 @@ const (
 const (
 	// drainPoll is how often a draining child looks whether all connections are gone.
 	drainPoll = 5 * time.Millisecond
+	// lingerTime is how long a drain waits for the request on a connection that
+	// was opened just before.
+	lingerTime = 20 * time.Millisecond
 	// selfGrace is how long a child that drains by itself goes on accepting
 	// what is queued: the master may be about to ask all of them, if a signal
 	// was for all, and else has others do it.

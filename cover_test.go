@@ -278,10 +278,12 @@ func TestCoverOfAFullChild(t *testing.T) {
 		"enable_prefork": true, "Children": 2, "Open": "limited", "listener_mode": 1, "drain_idle": keepAlive, "Init": time.Second,
 	})
 	pids := s.readyPIDs(2)
-	// A connection to each fills it: on these nothing is asked.
+	// A connection to each fills it: on these no request is complete.
 	var full, conns []net.Conn
 	for range 10 {
 		conn, err := net.Dial("tcp", s.addr)
+		require.NoError(t, err)
+		_, err = fmt.Fprint(conn, "GET")
 		require.NoError(t, err)
 		full = append(full, conn)
 	}

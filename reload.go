@@ -19,8 +19,9 @@ import (
 
 const (
 	// handshakeGrace is how long the listener of a removed slot stays open,
-	// with no new connection given to it, for those whose handshake has begun.
-	handshakeGrace = time.Second
+	// with no new connection given to it, for those whose handshake has begun
+	// and those that the kernel defers.
+	handshakeGrace = 1500 * time.Millisecond
 	// uncoverGrace is how long those that covered it have to close their copies.
 	uncoverGrace = 200 * time.Millisecond
 	// queuePoll is how often its queue is looked at after that.
@@ -390,6 +391,7 @@ func (m *master) scale(n int) error {
 		}
 		s := m.slots[m.size-1]
 		s.removed, s.closing, s.closeAt = false, false, time.Time{}
+		m.deferOn(s, true)
 		s.respawnAt, s.Generation = time.Now(), m.generation
 		s.PID, s.State = 0, ChildDown
 	}
@@ -403,12 +405,20 @@ func (m *master) scale(n int) error {
 	return nil
 }
 
+// deferOn lets the kernel defer connections to s, or not.
+func (m *master) deferOn(s *slot, on bool) {
+	if m.cfg.ListenerMode == ListenerModeReuseport { // else the listener is that of others too
+		s.socket.Defer(on)
+	}
+}
+
 // remove takes s out of service. No new connection comes to it, those in its
 // queue are covered, and its child drains.
 func (m *master) remove(s *slot) {
 	s.removed = true
 	s.respawnAt, s.lastPID = time.Time{}, 0
 	s.closeAt = time.Now().Add(handshakeGrace)
+	m.deferOn(s, false)
 	m.arrange()
 	if s.exit != nil { // whether it is replaced is no question any more
 		m.log.infof("slot %d pid %d: %s", s.Slot, s.exit.PID, s.exit.line())

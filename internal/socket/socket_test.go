@@ -50,6 +50,8 @@ func ask(t *testing.T, network, addr string) string {
 	require.NoError(t, err)
 	defer func() { _ = conn.Close() }()
 	require.NoError(t, conn.SetDeadline(time.Now().Add(5*time.Second)))
+	_, err = conn.Write([]byte{1}) // else the kernel defers it
+	require.NoError(t, err)
 	b := make([]byte, 16)
 	n, err := conn.Read(b)
 	require.NoError(t, err)

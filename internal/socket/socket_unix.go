@@ -105,6 +105,7 @@ func listen(network, addr string, option func(fd int) error) (*Socket, error) {
 		_ = ln.Close()
 		return nil, err
 	}
+	s.Defer(true)
 	return s, nil
 }
 

@@ -11,6 +11,16 @@ import (
 	"github.com/fiber-prefork/prefork/internal/steer"
 )
 
+// knock opens a connection to s and says something: else the kernel defers it.
+func knock(t *testing.T, s *Socket) {
+	t.Helper()
+	conn, err := net.Dial("tcp4", s.Addr().String())
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	_, err = conn.Write([]byte{1})
+	require.NoError(t, err)
+}
+
 // TestSpread: who is left out gets no connection and keeps those it has.
 func TestSpread(t *testing.T) {
 	first, err := Listen("tcp4", "127.0.0.1:0", 0)
@@ -38,9 +48,7 @@ func TestSpread(t *testing.T) {
 	}
 	dial := func(n int) {
 		for range n {
-			conn, err := net.Dial("tcp4", first.Addr().String())
-			require.NoError(t, err)
-			t.Cleanup(func() { _ = conn.Close() })
+			knock(t, first)
 		}
 	}
 	spread := func(indexes ...int) error {
@@ -92,9 +100,7 @@ func TestSpreadAfterClose(t *testing.T) {
 		require.NoError(t, second.Close())
 	}
 	for range 50 {
-		conn, err := net.Dial("tcp4", first.Addr().String())
-		require.NoError(t, err)
-		t.Cleanup(func() { _ = conn.Close() })
+		knock(t, first)
 	}
 	n, err := first.Queued()
 	require.NoError(t, err)
@@ -134,4 +140,27 @@ func TestKeep(t *testing.T) {
 
 	_, err = Adopt(Kept{FD: 1 << 20})
 	require.ErrorContains(t, err, "listener at descriptor 1048576")
+}
+
+// TestDefer: a connection on which nothing is asked is not in the queue.
+func TestDefer(t *testing.T) {
+	s, err := Listen("tcp4", "127.0.0.1:0", 0)
+	require.NoError(t, err)
+	defer func() { _ = s.Close() }()
+	queued := func() int {
+		conn, err := net.Dial("tcp4", s.Addr().String())
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = conn.Close() })
+		n, err := s.Queued()
+		require.NoError(t, err)
+		return n
+	}
+	assert.Zero(t, queued())
+	file, err := s.File()
+	require.NoError(t, err)
+	AcceptAtOnce(file)
+	require.NoError(t, file.Close())
+	assert.Equal(t, 1, queued())
+	s.Defer(true)
+	assert.Equal(t, 1, queued())
 }
