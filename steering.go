@@ -92,40 +92,36 @@ func (m *master) shares(now time.Time) []int {
 	if arrived > 0 {
 		st.busy = now
 	}
-	if rate < steerSeldom {
-		m.wait()
-	}
+	m.wantArrivals(rate < steerSeldom)
 	return steer.Shares(open, max(1, rate*wait.Seconds()))
 }
 
 // maxConns is more than a child can have; it may say anything.
 const maxConns = 1 << 24
 
-// wait looks when one of the children says that a connection came; now and then
-// too if one did lately: a child that is stopped does not say so.
-func (m *master) wait() {
+// wantArrivals has the children say when a connection comes, or not. If they
+// do, the master looks by itself only now and then, for a child that is stopped
+// says nothing, and not at all if none has come for a while.
+func (m *master) wantArrivals(want bool) {
 	st := &m.steering
-	if st.lookAt = st.looked.Add(steerSlowly); st.looked.Sub(st.busy) >= steerIdle {
-		st.lookAt = time.Time{}
+	if want {
+		if st.lookAt = st.looked.Add(steerSlowly); st.looked.Sub(st.busy) >= steerIdle {
+			st.lookAt = time.Time{}
+		}
 	}
 	for _, p := range st.to {
-		p.page.Want(true)
-		if p.page.Read().Arrived > p.arrived { // before it could know
+		p.page.Want(want)
+		if want && p.page.Read().Arrived > p.arrived { // before it could know
 			st.lookAt = st.looked.Add(steerInterval)
 		}
 	}
 }
 
-// lookSoon looks because a connection came.
+// lookSoon looks because a child says that a connection came.
 func (m *master) lookSoon() {
 	st := &m.steering
-	at := st.looked.Add(steerInterval)
-	if !st.lookAt.IsZero() && !at.Before(st.lookAt) {
-		return
-	}
-	st.lookAt = at
-	for _, p := range st.to {
-		p.page.Want(false)
+	if at := st.looked.Add(steerInterval); st.lookAt.IsZero() || at.Before(st.lookAt) {
+		st.lookAt = at
 	}
 }
 

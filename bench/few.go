@@ -22,6 +22,7 @@ func (c crowd) String() string { return fmt.Sprintf("%d on %d", c.connections, c
 
 const (
 	fewTries = 10
+	twoTries = 20                   // of two connections: either on one child or not
 	fewGap   = 5 * time.Millisecond // between the connections of a try
 	fewTime  = 200 * time.Millisecond
 )
@@ -57,7 +58,11 @@ func measureFew(ctx context.Context, b *bench) error {
 			s.client(pathCPU, false).closedLoop(ctx, 8, b.short(200*time.Millisecond))
 		}
 		for _, c := range mine {
-			interleave(ctx, tries, servers, func(_ int, s *server) {
+			n := tries
+			if c.connections == 2 && !b.quick {
+				n = max(n, twoTries)
+			}
+			interleave(ctx, n, servers, func(_ int, s *server) {
 				rate, err := s.fewOf(ctx, c.connections)
 				if err != nil {
 					b.note("few, %v, %s: %v", c, s.peer.name, err)
@@ -123,8 +128,8 @@ func writeFew(d *document, b *bench) {
 		names = append(names, c.String())
 	}
 	d.text(`The CPU-bound handler on few keep-alive connections. With a hash, two connections are as likely as not on the same child, and the other
-one has nothing to do. "4 on 2" is four connections on two children. At least %d tries for each, %v long, with new connections in each, opened
-one after the other with %v between them. The mean counts here: each try is a throw of the dice.`, fewTries, fewTime, fewGap)
+one has nothing to do. "4 on 2" is four connections on two children. At least %d tries for each, %d of two connections, %v long, with new connections in each,
+opened one after the other with %v between them. The mean counts here: each try is a throw of the dice.`, fewTries, twoTries, fewTime, fewGap)
 	d.heading("Requests per second: mean, as a ratio to the mean of " + baseline)
 	d.grid("few", names, func(k key) string {
 		k.Metric = "rate"

@@ -25,11 +25,12 @@ type workload struct {
 func workloads() []workload {
 	few := []string{ours, fiberPrefork, fiberAlone, netHTTP}
 	more := append([]string{oursOff}, few...)
+	json := append([]string{controlled}, few...)
 	return []workload{
 		{"hello, keep-alive", pathHello, false, nil},
 		{"hello, close", pathHello, true, nil},
-		{"JSON, keep-alive", pathJSON, false, few},
-		{"JSON, close", pathJSON, true, few},
+		{"JSON, keep-alive", pathJSON, false, json},
+		{"JSON, close", pathJSON, true, json},
 		{"CPU 1 ms, keep-alive", pathCPU, false, more},
 		{"CPU 1 ms, close", pathCPU, true, more},
 		{"sleep 10 ms, keep-alive", pathSleep, false, few},
