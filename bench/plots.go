@@ -103,7 +103,7 @@ func (c *bars) draw(title, path string) (bool, error) {
 			return false, err
 		}
 		chart.Color, chart.LineStyle.Width, chart.Offset = colourOf(peer), 0, offset
-		p.Add(chart, &whiskers{chart: c, peer: peer, offset: offset, top: top, font: font.From(sans, 7)})
+		p.Add(chart, &whiskers{chart: c, peer: peer, offset: offset, top: top, font: font.From(sans, 7), digits: width >= vg.Points(12)})
 		p.Legend.Add(peer, chart)
 	}
 	if c.line != 0 {
@@ -131,13 +131,14 @@ func save(p *plot.Plot, path string) error {
 }
 
 // whiskers are the lines from the least to the most over the bars of a peer,
-// with the height of the bar in digits.
+// with the height of the bar in digits if they fit.
 type whiskers struct {
 	chart  *bars
 	peer   string
 	offset vg.Length
 	top    float64
 	font   font.Font
+	digits bool // there is room for them
 }
 
 // Plot implements plot.Plotter.
@@ -157,6 +158,9 @@ func (w *whiskers) Plot(canvas draw.Canvas, p *plot.Plot) {
 		low, high := w.chart.ends(v)
 		high = min(w.top, high)
 		canvas.StrokeLine2(style, x, toY(min(w.top, low)), x, toY(high))
+		if !w.digits {
+			continue
+		}
 		canvas.FillText(label, vg.Point{X: x, Y: toY(max(high, w.chart.height(v))) + vg.Points(2)}, digits(w.chart.height(v)))
 	}
 }
