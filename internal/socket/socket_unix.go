@@ -106,6 +106,7 @@ func listen(network, addr string, option func(fd int) error) (*Socket, error) {
 		return nil, err
 	}
 	s.Defer(true)
+	s.keepAlive()
 	return s, nil
 }
 
@@ -243,7 +244,8 @@ func (s *Socket) Unlink() {
 
 // Inherit returns the listener that the parent process left at descriptor fd
 // and closes fd itself: it would keep the port alive in any program that this
-// process starts.
+// process starts. Connections inherit the socket's keep-alive where it has it
+// on (Linux), and get that of package net else.
 func Inherit(fd uintptr) (net.Listener, error) {
 	f := os.NewFile(fd, "inherited listener")
 	if f == nil {
@@ -254,6 +256,7 @@ func Inherit(fd uintptr) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("inherited listener at descriptor %d: %w", fd, err)
 	}
+	leaveKeepAlive(ln)
 	return ln, nil
 }
 
