@@ -2,8 +2,8 @@ package prefork
 
 // The open connections of a child: how many there are, which were never used,
 // and how long they have not been. Fiber's server has them; here is what it
-// does not tell. The cost is one lock when a connection comes and when it
-// goes, and none for a request.
+// does not tell. It costs a lock when a connection comes and when it goes, and
+// none for a request unless there is a connection without any.
 
 import (
 	"crypto/tls"
@@ -24,50 +24,42 @@ type connections struct {
 	page *report.Page // gets the number of those that are open
 	tell func()       // tells the master that one came
 
-	silent sync.Map     // those on which nothing was ever asked
-	some   atomic.Int64 // of them: most requests have nothing to look for
+	silent atomic.Int64 // on how many nothing was ever asked
 
 	mu       sync.Mutex
-	newest   time.Time // when the last one came
-	conns    map[net.Conn]struct{}
+	newest   time.Time             // when the last one came
+	conns    map[net.Conn]isSilent // that Fiber's server has
 	hijacked map[net.Conn]struct{}
 }
 
+// isSilent says that nothing was ever asked on a connection.
+type isSilent bool
+
 // watch returns a fasthttp ConnState function that calls next, if there is one.
 func (s *connections) watch(next func(net.Conn, fasthttp.ConnState)) func(net.Conn, fasthttp.ConnState) {
-	s.conns, s.hijacked = make(map[net.Conn]struct{}), make(map[net.Conn]struct{})
+	s.conns, s.hijacked = make(map[net.Conn]isSilent), make(map[net.Conn]struct{})
 	return func(conn net.Conn, state fasthttp.ConnState) {
 		if next != nil {
 			next(conn, state)
 		}
 		switch state {
 		case fasthttp.StateNew:
-			s.silent.Store(conn, nil)
-			s.some.Add(1)
 			s.begins(conn)
 		case fasthttp.StateActive:
-			s.speaks(conn)
+			if s.silent.Load() > 0 {
+				s.speaks(conn)
+			}
 		case fasthttp.StateHijacked, fasthttp.StateClosed:
-			s.speaks(conn)
 			s.ends(conn, state == fasthttp.StateHijacked)
 		case fasthttp.StateIdle:
 		}
 	}
 }
 
-// speaks notes that something was asked on conn, or never will be.
-func (s *connections) speaks(conn net.Conn) {
-	if s.some.Load() == 0 {
-		return
-	}
-	if _, is := s.silent.LoadAndDelete(conn); is {
-		s.some.Add(-1)
-	}
-}
-
 func (s *connections) begins(conn net.Conn) {
 	s.mu.Lock()
-	s.conns[conn] = struct{}{}
+	s.conns[conn] = true
+	s.silent.Add(1)
 	s.newest = time.Now()
 	s.publish()
 	tell := s.page.Arrive()
@@ -77,9 +69,22 @@ func (s *connections) begins(conn net.Conn) {
 	}
 }
 
+// speaks notes that something was asked on conn.
+func (s *connections) speaks(conn net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conns[conn] {
+		s.conns[conn] = false
+		s.silent.Add(-1)
+	}
+}
+
 func (s *connections) ends(conn net.Conn, hijacked bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.conns[conn] {
+		s.silent.Add(-1)
+	}
 	delete(s.conns, conn)
 	if hijacked {
 		s.hijacked[conn] = struct{}{}
@@ -100,12 +105,17 @@ func (s *connections) latest() time.Time {
 // closeSilent closes those on which nothing was ever asked, such as a browser
 // opens ahead of its requests.
 func (s *connections) closeSilent() {
-	s.silent.Range(func(conn, _ any) bool {
-		if c, ok := conn.(net.Conn); ok {
-			_ = c.Close()
+	var silent []net.Conn
+	s.mu.Lock()
+	for conn, is := range s.conns {
+		if is {
+			silent = append(silent, conn)
 		}
-		return true
-	})
+	}
+	s.mu.Unlock()
+	for _, conn := range silent {
+		_ = conn.Close()
+	}
 }
 
 // unused says since when no connection has been used: the least time of all;
