@@ -638,7 +638,7 @@ func (m *master) handle(e event) {
 			m.leaves(s, e.message.Text)
 		}
 	case e.message.Kind == control.Arrival:
-		m.lookSoon()
+		m.lookSoon(time.Now())
 	case e.message.Kind == control.Replace:
 		m.log.infof("slot %d pid %d: %s: asks to be replaced", s.Slot, p.pid, e.message.Text)
 		p.replace = e.message.Text

@@ -11,12 +11,15 @@ import (
 	"github.com/fiber-prefork/prefork/internal/steer"
 )
 
-// When the master looks how many connections the children have: when one
-// comes, if they come one by one; by itself, whenever half as many have come as
-// there are children, if more come; now and then, if they do not last from one
-// look to the next. Never, if none has come for a while.
+// When the master looks how many connections the children have: when one has
+// come, if they come one by one, and not before it can tell whether it was one
+// or the first of many; by itself, whenever half as many have come as there are
+// children, if more come, and while they end; now and then, if they do not last
+// from one look to the next; soon, if a child gets twice as many as expected.
+// Never, if none has come for a while.
 const (
 	steerSeldom   = 100 // connections a second: fewer come one by one
+	steerFirst    = time.Millisecond
 	steerInterval = 10 * time.Millisecond
 	steerMany     = 8 // connections to a child from one look to the next
 	steerSlowly   = 100 * time.Millisecond
@@ -31,7 +34,10 @@ type steering struct {
 	to      []*process // that fill them
 	looked  time.Time  // when their connections were counted last
 	lookAt  time.Time  // when they are again; zero: when one came
+	seldom  bool       // they come one by one, and the children say when one does
+	first   time.Time  // when a child said so; zero: not since then
 	busy    time.Time  // when it was seen that one had come
+	open    int        // how many there were
 }
 
 // steer gives new connections to the slots that have a child which accepts
@@ -67,60 +73,87 @@ func (m *master) steer(now time.Time) {
 }
 
 // shares counts the connections of the children that get new ones, and says
-// how those are to be shared from now on.
+// how those are to be shared from now on, and when a child is to say how many
+// it has got.
 func (m *master) shares(now time.Time) []int {
 	st := &m.steering
-	open, arrived, all := make([]int, len(st.to)), 0, 0
+	open, arrived := make([]int, len(st.to)), 0
 	for i, p := range st.to {
 		r := p.page.Read()
 		queued, _ := p.slot.socket.Queued()
 		open[i] = int(min(r.Conns, maxConns)) + queued
-		all += open[i]
 		total := r.Arrived + uint64(queued)
 		arrived += int(min(max(0, int64(total-p.arrived)), maxConns))
 		p.arrived = total
 	}
+	expected := st.pace(now, open, arrived)
+	shares := steer.Shares(open, expected)
+	for i, p := range st.to {
+		unlike := 1
+		if !st.seldom {
+			unlike += int(2 * expected * float64(shares[i]) / steer.Whole)
+		}
+		if p.page.Want(p.arrived + uint64(unlike)) {
+			m.lookSoon(now)
+		}
+	}
+	return shares
+}
+
+// pace says when to look again, and how many connections are expected to come
+// before that, now that so many have arrived and so many are open.
+func (st *steering) pace(now time.Time, open []int, arrived int) (expected float64) {
+	all := 0
+	for _, n := range open {
+		all += n
+	}
 	rate := float64(arrived) / max(now.Sub(st.looked), steerInterval).Seconds()
+	if !st.first.IsZero() { // the first says nothing about how fast they come
+		rate = max(rate, float64(arrived-1)/max(now.Sub(st.first), steerFirst).Seconds())
+	}
 	wait := steerInterval
 	switch {
+	case !st.first.IsZero(): // that was too short to say more
 	case rate*steerInterval.Seconds() > float64(max(all, steerMany*len(open))):
 		wait = steerSlowly
 	case rate > 0:
 		wait = min(max(wait, time.Duration(float64(len(open))/2/rate*float64(time.Second))), steerSlowly)
 	}
-	st.looked, st.lookAt = now, now.Add(wait)
 	if arrived > 0 {
 		st.busy = now
 	}
-	m.wantArrivals(rate < steerSeldom)
-	return steer.Shares(open, max(1, rate*wait.Seconds()))
+	fewer := all < st.open
+	st.looked, st.first, st.open, st.seldom = now, time.Time{}, all, rate < steerSeldom
+	st.lookAt = now.Add(wait)
+	if !st.seldom {
+		return rate * wait.Seconds()
+	}
+	// The next one may be the first of many, that are seen too late: the more
+	// there are, the less it matters where one goes.
+	expected = max(1, float64(all)/4)
+	switch {
+	case fewer: // more may be ending
+		st.lookAt = now.Add(steerInterval)
+	case now.Sub(st.busy) < steerIdle: // a child that is stopped says nothing
+		st.lookAt = now.Add(steerSlowly)
+	default:
+		st.lookAt = time.Time{}
+		expected = max(expected, float64(len(open)))
+	}
+	return expected
 }
 
 // maxConns is more than a child can have; it may say anything.
 const maxConns = 1 << 24
 
-// wantArrivals has the children say when a connection comes, or not. If they
-// do, the master looks by itself only now and then, for a child that is stopped
-// says nothing, and not at all if none has come for a while.
-func (m *master) wantArrivals(want bool) {
+// lookSoon looks because a child says that a connection came, or more than were
+// expected.
+func (m *master) lookSoon(now time.Time) {
 	st := &m.steering
-	if want {
-		if st.lookAt = st.looked.Add(steerSlowly); st.looked.Sub(st.busy) >= steerIdle {
-			st.lookAt = time.Time{}
-		}
+	if st.seldom && st.first.IsZero() {
+		st.first = now
 	}
-	for _, p := range st.to {
-		p.page.Want(want)
-		if want && p.page.Read().Arrived > p.arrived { // before it could know
-			st.lookAt = st.looked.Add(steerInterval)
-		}
-	}
-}
-
-// lookSoon looks because a child says that a connection came.
-func (m *master) lookSoon() {
-	st := &m.steering
-	if at := st.looked.Add(steerInterval); st.lookAt.IsZero() || at.Before(st.lookAt) {
+	if at := now.Add(steerFirst); st.lookAt.IsZero() || at.Before(st.lookAt) {
 		st.lookAt = at
 	}
 }

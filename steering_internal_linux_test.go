@@ -54,7 +54,7 @@ func TestSteeringPace(t *testing.T) {
 		for range n {
 			if m.page(0).Arrive() {
 				told++
-				m.lookSoon()
+				m.lookSoon(now)
 			}
 		}
 		m.page(0).SetConns(open)
@@ -63,21 +63,46 @@ func TestSteeringPace(t *testing.T) {
 	assert.Zero(t, look(0), "nothing comes: it waits to be told")
 	assert.Zero(t, look(time.Hour))
 	assert.Equal(t, 1, come(2, 2), "it is told once")
-	assert.Equal(t, steerSlowly, look(0))
-	assert.Equal(t, []int{1 << 10, 1<<16 - 1<<10}, m.steering.shares, "the other one gets the next")
+	assert.Equal(t, steerFirst, m.steering.lookAt.Sub(now), "more may be coming")
+	assert.Equal(t, steerInterval, look(steerFirst), "they do: it looks by itself")
+	assert.Less(t, m.steering.shares[0], 1<<15)
+	assert.Greater(t, m.steering.shares[0], 1<<14, "half of what comes before the next look, but for two")
+	assert.Equal(t, steerSlowly, look(steerInterval), "no more do")
 
+	assert.Zero(t, look(time.Second))
+	now = now.Add(2 * steerInterval)
 	assert.Equal(t, 1, come(1, 3))
-	assert.Equal(t, steerInterval, m.steering.lookAt.Sub(now), "it does not look twice in that time")
-	assert.Equal(t, steerInterval, look(steerInterval), "a hundred a second: it looks by itself")
-	assert.Zero(t, come(40, 40))
+	assert.Equal(t, steerFirst, m.steering.lookAt.Sub(now))
+	assert.Equal(t, steerSlowly, look(steerFirst), "one by one")
+	assert.Equal(t, []int{1 << 10, 1<<16 - 1<<10}, m.steering.shares, "the other one gets the next")
+	assert.Equal(t, 1, come(2, 5))
+	assert.Equal(t, steerInterval, look(steerFirst))
+	assert.Zero(t, come(2, 7))
+	assert.Equal(t, 1, come(40, 47), "more than it would expect")
+	assert.Equal(t, steerFirst, m.steering.lookAt.Sub(now))
 	assert.Equal(t, steerInterval, look(steerInterval))
-	assert.Zero(t, come(400, 8))
+	assert.Equal(t, 1, come(400, 8))
 	assert.Equal(t, steerSlowly, look(steerInterval), "they do not last until the next look")
 	assert.InDelta(t, 1<<15, m.steering.shares[0], 1<<10, "that one has a few more does not matter then")
-	for range 9 {
-		assert.Equal(t, steerSlowly, look(steerSlowly), "no more come")
+	assert.Equal(t, steerSlowly, look(steerSlowly), "no more come")
+	come(0, 4)
+	assert.Equal(t, steerInterval, look(steerSlowly), "they are ending")
+	come(0, 2)
+	assert.Equal(t, steerInterval, look(steerInterval))
+	assert.Equal(t, steerSlowly, look(steerInterval), "the last two do not")
+	for range 7 {
+		assert.Equal(t, []int{1 << 10, 1<<16 - 1<<10}, m.steering.shares)
+		assert.Equal(t, steerSlowly, look(steerSlowly))
 	}
 	assert.Zero(t, look(steerSlowly))
+	assert.Equal(t, 1<<10, m.steering.shares[0])
+	come(0, 1)
+	assert.Zero(t, look(time.Hour), "it does not see that")
+	m.steering.lookAt = now
+	assert.Equal(t, steerInterval, look(0))
+	assert.Equal(t, 1<<10, m.steering.shares[0])
+	assert.Zero(t, look(steerInterval))
+	assert.InDelta(t, 1<<14, m.steering.shares[0], 1<<9, "nor would it see how many come")
 
 	m.page(1).SetConns(1 << 31) // whatever a child says
 	m.page(1).SetConns(0)
@@ -89,7 +114,7 @@ func TestSteeringPace(t *testing.T) {
 	assert.Equal(t, []int{0, 1}, m.steering.indexes, "they wait for whoever comes first")
 
 	m.page(1).Close() // a child says that one came, and ends
-	m.lookSoon()
+	m.lookSoon(now)
 }
 
 // TestSteeringOff: the kernel's hash, as long as all slots have a child.

@@ -84,6 +84,41 @@ func TestSteeringOfFew(t *testing.T) {
 	s.stop()
 }
 
+// TestSteeringOfABurst: connections that come at once are not all for the
+// child that had fewer when the first of them was seen.
+func TestSteeringOfABurst(t *testing.T) {
+	t.Parallel()
+	s := start(t, "app", options{"enable_prefork": true, "Children": 2, "listener_mode": 1})
+	s.readyPIDs(2)
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	fewest := 20
+	for try := 0; try < 3 && fewest > 2; try++ {
+		uneven := 0
+		for range 20 {
+			var conns []net.Conn
+			for range 64 {
+				conns = append(conns, dial(t, "tcp", s.addr, "/"))
+			}
+			by := map[string]int{}
+			for _, conn := range conns {
+				_, pid := answer(t, conn)
+				by[pid]++
+			}
+			if most := slices.Max(slices.Collect(maps.Values(by))); most > 48 {
+				t.Logf("%d of 64", most)
+				uneven++
+			}
+			hangUp(conns)
+			<-tick.C
+		}
+		t.Logf("%d of 20", uneven)
+		fewest = min(fewest, uneven)
+	}
+	assert.LessOrEqual(t, fewest, 2, "of 20 bursts; by chance it would be one in 30,000")
+	s.stop()
+}
+
 // TestSteeringAfterRecovery: a child that takes the place of one that died is
 // the one that has fewest.
 func TestSteeringAfterRecovery(t *testing.T) {

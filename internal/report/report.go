@@ -2,8 +2,8 @@
 // it lives, what it does and how many connections it has. The child writes to
 // it and the master reads it, and neither wakes the other: with messages,
 // sixteen idle children that tell so four times a second would cost a master
-// more than serving does. A master that wants to know of the next connection
-// says so on the page, and is told once.
+// more than serving does. A master that wants to know of a connection to come
+// says which on the page, and is told once.
 package report
 
 import (
@@ -45,7 +45,7 @@ type fields struct {
 	conns    atomic.Uint32
 	quiet    atomic.Uint32
 	arrived  atomic.Uint64
-	wanted   atomic.Uint32 // the master's: whether it wants to be told of the next one
+	wanted   atomic.Uint64 // the master's: of which of them it wants to be told; 0: of none
 }
 
 var _ [size - unsafe.Sizeof(fields{})]byte // it fits
@@ -68,18 +68,16 @@ func (p *Page) SetConns(n int) { p.fields().conns.Store(uint32(n)) }
 // told.
 func (p *Page) Arrive() (tell bool) {
 	f := p.fields()
-	f.arrived.Add(1)
-	return f.wanted.Load() != 0 && f.wanted.CompareAndSwap(1, 0)
+	return f.arrived.Add(1) == f.wanted.Load()
 }
 
-// Want says whether the master wants to be told of the next connection. Those
-// that came before are in the next Read.
-func (p *Page) Want(told bool) {
-	wanted := uint32(0)
-	if told {
-		wanted = 1
-	}
-	p.fields().wanted.Store(wanted)
+// Want says of which connection, counting all that came since the child began,
+// the master wants to be told; 0 is of none. It returns whether that one has
+// come already: then the child does not tell.
+func (p *Page) Want(nth uint64) (came bool) {
+	f := p.fields()
+	f.wanted.Store(nth)
+	return nth > 0 && f.arrived.Load() >= nth
 }
 
 // Write makes a report. Its Beat and At are set here, Conns and Arrived are

@@ -12,6 +12,9 @@ import (
 // Whole is what shares sum up to.
 const Whole = 1 << 16
 
+// many connections below the mean are filled up less eagerly.
+const many = 8
+
 // Equal are equal shares for n sockets.
 func Equal(n int) []int {
 	shares := make([]int, n)
@@ -27,14 +30,17 @@ func Equal(n int) []int {
 // to give all to the one that has the fewest would overshoot. With as many
 // expected that they lift it above the mean, it is the one at which they
 // would make all sockets equal. One in 32 goes to any of them: if whoever
-// serves the emptiest has just stopped, not everybody waits for it.
+// serves the emptiest has just stopped, not everybody waits for it. One in
+// four does if one is far below the mean: it has time to get there, and if all
+// end unseen and come again at once, they are not all for that one.
 func Shares(open []int, expected float64) []int {
 	n := float64(len(open))
 	sum := 0
 	for _, o := range open {
 		sum += o
 	}
-	level := max(float64(sum)/n, fill(open, expected))
+	mean := float64(sum) / n
+	level := max(mean, fill(open, expected))
 	missing := make([]float64, len(open))
 	all := 0.0
 	for i, o := range open {
@@ -45,7 +51,10 @@ func Shares(open []int, expected float64) []int {
 	if all < 1e-9 { // they are equal, and none is expected
 		return shares
 	}
-	const anyone = Whole / 32
+	anyone := Whole / 32.0
+	if mean-float64(slices.Min(open)) > many {
+		anyone = Whole / 4
+	}
 	before, upTo := 0, 0.0
 	for i, m := range missing {
 		upTo += m
