@@ -33,9 +33,12 @@ func peerPID(fd int) int {
 	return int(cred.Pid)
 }
 
-// rename makes ps and top show the program's name and not "exe".
+// rename makes ps and top show the program's name and not "exe". It is for
+// package initialization, which the main thread does.
 func rename() {
-	_ = os.WriteFile("/proc/self/comm", []byte(filepath.Base(os.Args[0])), 0)
+	if name, err := unix.BytePtrFromString(filepath.Base(os.Args[0])); err == nil {
+		_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(name)), 0, 0, 0) //nolint:gosec // the kernel reads it
+	}
 }
 
 // strangerGrace is how long an ended process of which we are the parent may
