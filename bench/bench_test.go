@@ -69,6 +69,13 @@ func TestSamples(t *testing.T) {
 	}
 }
 
+func TestEstimate(t *testing.T) {
+	mean, low, high := samples{0.5, math.NaN(), 2}.estimate()
+	if math.Abs(mean-1) > 1e-9 || low > 0.26 || low < 0.25 || math.Abs(low*high-1) > 1e-9 {
+		t.Error(mean, low, high)
+	}
+}
+
 func TestRatiosAreTakenWithinARound(t *testing.T) {
 	r := newResults()
 	k := key{"measure", "case", "peer", "metric"}

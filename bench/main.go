@@ -38,6 +38,7 @@ type measure struct {
 func plan() []measure {
 	return []measure{
 		{"throughput", "Throughput and latency", measureThroughput, writeThroughput},
+		{"duel", "Against Fiber's prefork", measureDuel, writeDuel},
 		{"moderate", "Latency when there is room", measureModerate, writeModerate},
 		{"tls", "TLS", measureTLS, writeTLS},
 		{"few", "Few connections", measureFew, writeFew},

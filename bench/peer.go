@@ -66,7 +66,7 @@ func newPeers() []*peer {
 		{name: ours, master: true, tls: true, paths: all, reload: syscall.SIGHUP, version: fixed("this repository"), command: inGo("prefork")},
 		{name: oursOff, master: true, tls: true, paths: all, reload: syscall.SIGHUP, version: fixed("this repository"), command: inGo("prefork-off")},
 		{name: fiberPrefork, master: true, tls: true, paths: all, version: module("github.com/gofiber/fiber/v3"), command: inGo("fiber-prefork")},
-		{name: controlled, master: true, control: true, paths: []string{pathHello, pathJSON, pathPID}, version: fixed("the same again: as far apart come servers that are equal"), command: inGo("fiber-prefork")},
+		{name: controlled, master: true, control: true, paths: all, version: fixed("the same again: as far apart come servers that are equal"), command: inGo("fiber-prefork")},
 		{name: fiberAlone, tls: true, paths: all, version: module("github.com/gofiber/fiber/v3"), command: inGo("fiber")},
 		{name: fastReuse, master: true, tls: true, paths: all, version: module("github.com/valyala/fasthttp"), command: inGo("fasthttp-reuseport")},
 		{name: fastShared, master: true, tls: true, paths: all, version: module("github.com/valyala/fasthttp"), command: inGo("fasthttp-shared")},

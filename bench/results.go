@@ -130,6 +130,26 @@ func (s samples) mean() float64 {
 	return s.sum() / float64(len(n))
 }
 
+// estimate is the geometric mean, and between what it lies with a confidence
+// of 95 %, taking the samples' logarithms to be normal.
+func (s samples) estimate() (mean, low, high float64) {
+	logs := s.numbers()
+	for i, v := range logs {
+		logs[i] = math.Log(v)
+	}
+	middle := samples(logs).mean()
+	sum := 0.0
+	for _, v := range logs {
+		sum += (v - middle) * (v - middle)
+	}
+	n := float64(len(logs))
+	margin := 0.0
+	if n > 1 {
+		margin = 1.96 * math.Sqrt(sum/(n-1)/n)
+	}
+	return math.Exp(middle), math.Exp(middle - margin), math.Exp(middle + margin)
+}
+
 // empty reports whether no round gave a number.
 func (s samples) empty() bool { return len(s.numbers()) == 0 }
 

@@ -86,7 +86,7 @@ func (b *bench) throughputRounds() int {
 	if b.quick {
 		return 1
 	}
-	return 2 * b.rounds
+	return 3 * b.rounds / 2
 }
 
 func (b *bench) throughputOf(ctx context.Context, c cell) {
