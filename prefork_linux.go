@@ -37,7 +37,7 @@ func peerPID(fd int) int {
 // package initialization, which the main thread does.
 func rename() {
 	if name, err := unix.BytePtrFromString(filepath.Base(os.Args[0])); err == nil {
-		_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(name)), 0, 0, 0) //nolint:gosec // the kernel reads it
+		_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(name)), 0, 0, 0)
 	}
 }
 
