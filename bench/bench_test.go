@@ -71,7 +71,7 @@ func TestSamples(t *testing.T) {
 
 func TestEstimate(t *testing.T) {
 	mean, low, high := samples{0.5, math.NaN(), 2}.estimate()
-	if math.Abs(mean-1) > 1e-9 || low > 0.26 || low < 0.25 || math.Abs(low*high-1) > 1e-9 {
+	if math.Abs(mean-1) > 1e-9 || low > 0.21 || low < 0.20 || math.Abs(low*high-1) > 1e-9 {
 		t.Error(mean, low, high)
 	}
 }

@@ -11,12 +11,18 @@ import (
 	"time"
 )
 
-const duelRounds = 30 // where other measures have 5
+// Of the measure "duel": two servers of the same kind differ by some percent as
+// long as they live, by where their memory happens to be. So they are started
+// anew, and each start is one sample.
+const (
+	duelStarts = 2 // for each of the rounds of other measures
+	duelRounds = 2 // in each start
+)
 
 // duelTime is how long a round is: with work in it, answers take a while.
 func duelTime(w workload) time.Duration {
 	if w.path == pathCPU {
-		return 300 * time.Millisecond
+		return 250 * time.Millisecond
 	}
 	return 120 * time.Millisecond
 }
@@ -25,47 +31,49 @@ func duelLoads() []workload {
 	return slices.DeleteFunc(workloads(), func(w workload) bool { return w.path == pathSleep })
 }
 
-func (b *bench) duelRounds(w workload) int {
-	rounds := max(1, duelRounds*b.rounds/5)
-	if w.path == pathCPU {
-		rounds = max(1, rounds/2)
-	}
-	return rounds
-}
-
 func measureDuel(ctx context.Context, b *bench) error {
-	servers := b.startAll(ctx, b.named(ours, fiberPrefork, controlled), b.workers, false)
-	defer func() { stopAll(servers) }()
-	loads := duelLoads()
-	if b.quick {
-		loads = loads[:1]
-	}
 	usual := b.cell
 	defer func() { b.cell = usual }()
-	for _, w := range loads {
-		mine := slices.DeleteFunc(slices.Clone(servers), func(s *server) bool { return !s.peer.serves(w.path) })
-		b.cell = duelTime(w)
-		for _, s := range mine {
-			s.client(w.path, w.once).closedLoop(ctx, saturating, b.short(200*time.Millisecond)) // warm-up
+	starts, loads := duelStarts*b.rounds, duelLoads()
+	if b.quick {
+		starts, loads = 1, loads[:1]
+	}
+	for range starts {
+		servers := b.startAll(ctx, b.named(ours, fiberPrefork, controlled), b.workers, false)
+		for _, s := range servers {
+			s.client(pathHello, false).closedLoop(ctx, saturating, b.short(200*time.Millisecond)) // warm-up
 		}
-		interleave(ctx, b.duelRounds(w), mine, func(_ int, s *server) {
-			out, err := b.saturate(ctx, s, w.path, w.once, saturating)
-			if err != nil {
-				b.note("%s, %s: %v", s.peer.name, w.name, err)
-				out = outcome{Rate: math.NaN(), P99: math.NaN()}
+		for _, w := range loads {
+			b.cell = duelTime(w)
+			outcomes := make(map[string][]outcome)
+			interleave(ctx, duelRounds, servers, func(_ int, s *server) {
+				out, err := b.saturate(ctx, s, w.path, w.once, saturating)
+				if err != nil {
+					b.note("%s, %s: %v", s.peer.name, w.name, err)
+					out = outcome{Rate: math.NaN(), P99: math.NaN()}
+				}
+				outcomes[s.peer.name] = append(outcomes[s.peer.name], out)
+			})
+			for _, s := range servers {
+				var rates, tails, errors samples
+				for _, out := range outcomes[s.peer.name] {
+					rates, tails, errors = append(rates, out.Rate), append(tails, out.P99), append(errors, out.Errors)
+				}
+				b.results.add(key{"duel", w.name, s.peer.name, "rate"}, rates.mean())
+				b.results.add(key{"duel", w.name, s.peer.name, "p99"}, tails.mean())
+				b.results.add(key{"duel", w.name, s.peer.name, "errors"}, errors.sum())
 			}
-			b.results.add(key{"duel", w.name, s.peer.name, "rate"}, out.Rate)
-			b.results.add(key{"duel", w.name, s.peer.name, "p99"}, out.P99)
-			b.results.add(key{"duel", w.name, s.peer.name, "errors"}, out.Errors)
-		})
+		}
+		stopAll(servers)
 	}
 	return ctx.Err()
 }
 
 func writeDuel(d *document, b *bench) {
-	d.text(`The workloads that saturate the servers once more, with more rounds: %d, and %d of those that compute.
+	d.text(`The workloads that saturate the servers once more, with servers that are started anew: %d times, with %d short rounds in each.
+A sample is what one start gave: servers of the same kind differ as long as they live, by where their memory happens to be.
 The mean here is the geometric one, and what is in parentheses is where it lies with a confidence of 95 %%.`,
-		b.duelRounds(workload{}), b.duelRounds(workload{path: pathCPU}))
+		duelStarts*b.rounds, duelRounds)
 	var names []string
 	for _, w := range duelLoads() {
 		names = append(names, w.name)

@@ -131,7 +131,7 @@ func (s samples) mean() float64 {
 }
 
 // estimate is the geometric mean, and between what it lies with a confidence
-// of 95 %, taking the samples' logarithms to be normal.
+// of 95 %, taking the samples' logarithms to be normal and ten or so of them.
 func (s samples) estimate() (mean, low, high float64) {
 	logs := s.numbers()
 	for i, v := range logs {
@@ -145,7 +145,7 @@ func (s samples) estimate() (mean, low, high float64) {
 	n := float64(len(logs))
 	margin := 0.0
 	if n > 1 {
-		margin = 1.96 * math.Sqrt(sum/(n-1)/n)
+		margin = 2.26 * math.Sqrt(sum/(n-1)/n)
 	}
 	return math.Exp(middle), math.Exp(middle - margin), math.Exp(middle + margin)
 }

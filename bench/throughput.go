@@ -68,7 +68,7 @@ func measureThroughput(ctx context.Context, b *bench) error {
 	}
 	// Of one workload after the other in each round, the peers in another
 	// order each time: what is compared is close in time.
-	for range b.throughputRounds() {
+	for range b.rounds {
 		for _, w := range loads {
 			mine := slices.DeleteFunc(slices.Clone(cells), func(c cell) bool { return c.workload.name != w.name })
 			interleave(ctx, 1, mine, func(_ int, c cell) { b.throughputOf(ctx, c) })
@@ -78,15 +78,6 @@ func measureThroughput(ctx context.Context, b *bench) error {
 		b.recordMemory(s)
 	}
 	return ctx.Err()
-}
-
-// throughputRounds are more than of other measures, and shorter: a machine's
-// moods last for seconds.
-func (b *bench) throughputRounds() int {
-	if b.quick {
-		return 1
-	}
-	return 3 * b.rounds / 2
 }
 
 func (b *bench) throughputOf(ctx context.Context, c cell) {
@@ -120,7 +111,7 @@ The client runs on the same processors. "Close" means a new connection for each 
 		names = append(names, w.name)
 	}
 	d.heading("Requests per second, as a ratio to " + baseline)
-	d.text("Median of %d rounds of %v each, and the quartiles. More is better.", b.throughputRounds(), b.cell)
+	d.text("Median of %d rounds of %v each, and the quartiles. More is better.", b.rounds, b.cell)
 	d.ratios("throughput", "rate", names, "%.0f/s")
 	d.heading("99th percentile of the latency, as a ratio to " + baseline)
 	d.text("Less is better. These are latencies under saturation: they say how long the queue was, and how evenly it was served.")
