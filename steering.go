@@ -15,7 +15,7 @@ import (
 // come, if they come one by one, and not before it can tell whether it was one
 // or the first of many; by itself, whenever half as many have come as there are
 // children, if more come, and while they end; now and then, if they do not last
-// from one look to the next; soon, if a child gets twice as many as expected.
+// from one look to the next; soon, if a child gets far more than expected.
 // Never, if none has come for a while.
 const (
 	steerSeldom   = 100 // connections a second: fewer come one by one
@@ -91,7 +91,7 @@ func (m *master) shares(now time.Time) []int {
 	for i, p := range st.to {
 		unlike := 1
 		if !st.seldom {
-			unlike += int(2 * expected * float64(shares[i]) / steer.Whole)
+			unlike = steerMany + int(2*expected*float64(shares[i])/steer.Whole)
 		}
 		if p.page.Want(p.arrived + uint64(unlike)) {
 			m.lookSoon(now)
