@@ -18,6 +18,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -54,7 +55,10 @@ func TestMain(m *testing.M) {
 		ExampleApp_Listen()
 		os.Exit(0)
 	}
-	_ = os.Setenv("ADDR", freeAddr()) // of the example
+	_ = os.Setenv("ADDR", freeAddr())   // of the example
+	if signal.Ignored(syscall.SIGHUP) { // nohup: programs under test would inherit it
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+	}
 	goleak.VerifyTestMain(runner{m},
 		// fasthttp's pool sleeps for 10 s between looks at whether it has ended.
 		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.(*workerPool).Start.func2"),
