@@ -113,8 +113,7 @@ func (st *steering) pace(now time.Time, open []int, arrived int) (expected float
 	}
 	wait := steerInterval
 	switch {
-	case !st.first.IsZero(): // that was too short to say more
-	case rate*steerInterval.Seconds() > float64(max(all, steerMany*len(open))):
+	case st.first.IsZero() && rate*steerInterval.Seconds() > float64(max(all, steerMany*len(open))):
 		wait = steerSlowly
 	case rate > 0:
 		wait = min(max(wait, time.Duration(float64(len(open))/2/rate*float64(time.Second))), steerSlowly)
