@@ -307,7 +307,6 @@ const hookGrace = 500 * time.Millisecond
 // serveMaster is the whole life of a master. bind gives the first socket.
 func (a *App) serveMaster(cfg ListenConfig, tlsConfig *tls.Config, key string, bind func() (*socket.Socket, error)) (err error) {
 	_ = os.Unsetenv(envFiber) // whoever set it: this process is a master
-	go guardOutput()          // watch needs it; the first signal of a process takes a while
 	m := &master{
 		app: a, cfg: cfg, log: logger{custom: cfg.PreforkLogger, queue: newCalls()},
 		end: newEnding(), calls: newCalls(), starting: true,

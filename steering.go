@@ -123,8 +123,8 @@ func (st *steering) pace(now time.Time, open []int, arrived int) (expected float
 	}
 	fewer := all < st.open
 	st.looked, st.first, st.open, st.seldom = now, time.Time{}, all, rate < steerSeldom
-	st.lookAt = now.Add(wait)
 	if !st.seldom {
+		st.lookAt = now.Add(wait)
 		return rate * wait.Seconds()
 	}
 	// The next one may be the first of many, that are seen too late: the more

@@ -6,7 +6,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"math"
 	"slices"
 	"time"
 )
@@ -47,12 +46,7 @@ func measureDuel(ctx context.Context, b *bench) error {
 			b.cell = duelTime(w)
 			outcomes := make(map[string][]outcome)
 			interleave(ctx, duelRounds, servers, func(_ int, s *server) {
-				out, err := b.saturate(ctx, s, w.path, w.once, saturating)
-				if err != nil {
-					b.note("%s, %s: %v", s.peer.name, w.name, err)
-					out = outcome{Rate: math.NaN(), P99: math.NaN()}
-				}
-				outcomes[s.peer.name] = append(outcomes[s.peer.name], out)
+				outcomes[s.peer.name] = append(outcomes[s.peer.name], b.load(ctx, s, w))
 			})
 			for _, s := range servers {
 				var rates, tails, errors samples

@@ -80,14 +80,20 @@ func measureThroughput(ctx context.Context, b *bench) error {
 	return ctx.Err()
 }
 
+// load saturates s with w. What could not be measured is not a number.
+func (b *bench) load(ctx context.Context, s *server, w workload) outcome {
+	out, err := b.saturate(ctx, s, w.path, w.once, saturating)
+	if err != nil {
+		b.note("%s, %s: %v", s.peer.name, w.name, err)
+		return outcome{Rate: math.NaN(), P50: math.NaN(), P99: math.NaN(), P999: math.NaN(), Errors: math.NaN()}
+	}
+	return out
+}
+
 func (b *bench) throughputOf(ctx context.Context, c cell) {
 	master, began := cpuTime(c.pid()), time.Now()
-	out, err := b.saturate(ctx, c.server, c.path, c.once, saturating)
+	out := b.load(ctx, c.server, c.workload)
 	master = cpuTime(c.pid()) - master
-	if err != nil {
-		b.note("%s, %s: %v", c.peer.name, c.workload.name, err)
-		out = outcome{Rate: math.NaN(), P50: math.NaN(), P99: math.NaN(), P999: math.NaN(), Errors: math.NaN()}
-	}
 	add := func(metric string, v float64) {
 		b.results.add(key{"throughput", c.workload.name, c.peer.name, metric}, v)
 	}

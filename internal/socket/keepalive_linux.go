@@ -4,7 +4,6 @@ import (
 	"net"
 	"reflect"
 	"syscall"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -12,7 +11,7 @@ import (
 
 // What package net sets on each connection, in seconds and probes.
 const (
-	keepAliveTime  = int(15 * time.Second / time.Second)
+	keepAliveTime  = 15
 	keepAliveCount = 9
 )
 
