@@ -14,9 +14,9 @@ import (
 // When the master looks how many connections the children have: when one has
 // come, if they come one by one, and not before it can tell whether it was one
 // or the first of many; by itself, whenever half as many have come as there are
-// children, if more come, and while they end; now and then, if they do not last
-// from one look to the next; soon, if a child gets far more than expected.
-// Never, if none has come for a while.
+// children, if more come, and while they end; now and then, if as many go as
+// come and either they are many or they do not last until the next look; soon,
+// if a child gets far more than expected. Never, if none has come for a while.
 const (
 	steerSeldom   = 100 // connections a second: fewer come one by one
 	steerFirst    = time.Millisecond
@@ -38,6 +38,7 @@ type steering struct {
 	first   time.Time  // when a child said so; zero: not since then
 	busy    time.Time  // when it was seen that one had come
 	open    int        // how many there were
+	turned  int        // how many came for one that went, less those that came for none
 }
 
 // steer gives new connections to the slots that have a child which accepts
@@ -111,18 +112,17 @@ func (st *steering) pace(now time.Time, open []int, arrived int) (expected float
 	if !st.first.IsZero() { // the first says nothing about how fast they come
 		rate = max(rate, float64(arrived-1)/max(now.Sub(st.first), steerFirst).Seconds())
 	}
-	wait := steerInterval
-	switch {
-	case st.first.IsZero() && rate*steerInterval.Seconds() > float64(max(all, steerMany*len(open))):
-		wait = steerSlowly
-	case rate > 0:
-		wait = min(max(wait, time.Duration(float64(len(open))/2/rate*float64(time.Second))), steerSlowly)
-	}
 	if arrived > 0 {
 		st.busy = now
+	} else if now.Sub(st.busy) >= steerSlowly {
+		st.turned = 0
 	}
 	fewer := all < st.open
-	st.looked, st.first, st.open, st.seldom = now, time.Time{}, all, rate < steerSeldom
+	turnover, wait := st.turnover(all, arrived, rate, steerMany*len(open)), steerSlowly
+	if !turnover && rate > 0 {
+		wait = min(max(steerInterval, time.Duration(float64(len(open))/2/rate*float64(time.Second))), steerSlowly)
+	}
+	st.looked, st.first, st.open, st.seldom = now, time.Time{}, all, rate < steerSeldom && !turnover
 	if !st.seldom {
 		st.lookAt = now.Add(wait)
 		return rate * wait.Seconds()
@@ -140,6 +140,16 @@ func (st *steering) pace(now time.Time, open []int, arrived int) (expected float
 		expected = max(expected, float64(len(open)))
 	}
 	return expected
+}
+
+// turnover says whether as many connections go as come, and it hardly matters
+// where one goes: because they are many, or because those that come are gone
+// before the next look.
+func (st *steering) turnover(all, arrived int, rate float64, many int) bool {
+	grown := max(all-st.open, -arrived)
+	enough := max(all, many) // to believe it
+	st.turned = min(max(0, st.turned+arrived-2*grown), 2*enough)
+	return st.turned >= enough && (all >= many || float64(all) <= rate*steerInterval.Seconds())
 }
 
 // maxConns is more than a child can have; it may say anything.

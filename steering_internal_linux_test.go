@@ -117,6 +117,52 @@ func TestSteeringPace(t *testing.T) {
 	m.lookSoon(now)
 }
 
+// TestSteeringTurnover: how often the master is told of connections, and looks
+// by itself, when as many go as come.
+func TestSteeringTurnover(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		gap   time.Duration // from one to the next
+		open  int           // of each child, whenever the master looks
+		told  int           // while the last 50 come
+		looks int           // by itself, meanwhile
+	}{
+		{"gone before the look", 11 * time.Millisecond, 0, 0, 5},
+		{"gone, and slow", 50 * time.Millisecond, 0, 0, 25},
+		{"gone, and slower than looks", 150 * time.Millisecond, 0, 50, 50},
+		{"gone, and fast", 2 * time.Millisecond, 0, 0, 1},
+		{"few", 25 * time.Millisecond, 1, 50, 0},
+		{"few, and fast", 5 * time.Millisecond, 2, 0, 25},
+		{"many", 25 * time.Millisecond, 8, 0, 12},
+		{"many, and fast", time.Millisecond, 30, 0, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := steered(t, 2, false)
+			now := time.Now()
+			m.steer(now)
+			told, looks := 0, 0
+			for i := range 400 {
+				if i == 350 {
+					told, looks = 0, 0
+				}
+				for at := m.steering.lookAt; !at.IsZero() && at.Before(now); at = m.steering.lookAt {
+					m.steer(at)
+					looks++
+				}
+				if m.page(i % 2).Arrive() {
+					told++
+					looks-- // the one that follows is not by itself
+					m.lookSoon(now)
+				}
+				m.page(i % 2).SetConns(c.open)
+				now = now.Add(c.gap)
+			}
+			assert.Equal(t, c.told, told)
+			assert.InDelta(t, c.looks, looks, 2)
+		})
+	}
+}
+
 // TestSteeringOff: the kernel's hash, as long as all slots have a child.
 func TestSteeringOff(t *testing.T) {
 	m := steered(t, 3, false)
