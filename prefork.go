@@ -352,10 +352,19 @@ func (a *App) serveMaster(cfg ListenConfig, tlsConfig *tls.Config, key string, b
 	if m.stopping.sent() { // before Fiber could find it
 		return nil
 	}
-	defer m.watch()()
 
-	// Spawn, wait for ready, supervise.
+	// Spawn, wait for ready, supervise. To begin watching signals takes as long
+	// as starting a child: both at once, but a hook that runs can count on it.
+	watched, unwatch := make(chan struct{}), func() {}
+	go func() {
+		unwatch = m.watch()
+		close(watched)
+	}()
+	m.post(func() { <-watched })
 	m.fiberFork = forkHandlers(a.App.Hooks())
+	m.spawnAll()
+	<-watched
+	defer unwatch()
 	go m.supervise()
 	defer m.finish()
 	err = <-m.started
@@ -513,20 +522,25 @@ func (m *master) watch() (stop func()) {
 	}
 }
 
-// supervise starts the children and keeps every slot filled until the server
-// ends and no child is left. Nobody else touches the slots.
+// spawnAll starts the first children.
+func (m *master) spawnAll() {
+	if m.kept != nil {
+		return
+	}
+	for _, s := range m.slots {
+		if m.stopping.sent() || m.draining {
+			return
+		}
+		m.spawn(s)
+	}
+}
+
+// supervise keeps every slot filled until the server ends and no child is
+// left. Nobody else touches the slots any more.
 func (m *master) supervise() {
 	defer m.drained.send()
 	defer m.endReloads(errStoppedReload)
 	m.awake = time.Now()
-	if m.kept == nil {
-		for _, s := range m.slots {
-			if m.stopping.sent() || m.draining {
-				break
-			}
-			m.spawn(s)
-		}
-	}
 	stopping, drainAsk, killAsk := m.stopping.c, m.drainAsk.c, m.killAsk.c
 	timer := time.NewTimer(0)
 	defer timer.Stop()
