@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -92,10 +93,32 @@ func measureCost(ctx context.Context, b *bench) error {
 			b.results.add(key{"cost", "idle", s.peer.name, "share"}, 100*float64(sum)/float64(time.Since(began)))
 		}
 	}
+	b.measureTrickle(ctx, servers)
 	if err := b.libraryBenchmark(ctx); err != nil {
 		b.note("what the library adds to a request was not measured: %v", err)
 	}
 	return ctx.Err()
+}
+
+// trickles are connections per second that are far from what a server can do:
+// a master that they wake has nobody to hide behind.
+var trickles = []int{10, 100, 1000}
+
+const trickleTime = 500 * time.Millisecond
+
+// measureTrickle is what the masters with steering, and without, do meanwhile.
+func (b *bench) measureTrickle(ctx context.Context, servers []*server) {
+	servers = slices.DeleteFunc(slices.Clone(servers), func(s *server) bool { return s.peer.name != ours && s.peer.name != oursOff })
+	for range b.rounds {
+		for _, rate := range trickles {
+			interleave(ctx, 1, servers, func(_ int, s *server) {
+				before, began := cpuTime(s.pid()), time.Now()
+				s.client(pathHello, true).openLoop(ctx, 4, float64(rate), b.short(trickleTime))
+				share := 100 * float64(cpuTime(s.pid())-before) / float64(time.Since(began))
+				b.results.add(key{"cost", "trickle", s.peer.name, strconv.Itoa(rate)}, share)
+			})
+		}
+	}
 }
 
 var (
@@ -151,6 +174,19 @@ what is there is what it does meanwhile.`, closing)
 			return nil
 		}
 		return []string{spread("%.1f", b.results.of(key{"cost", "master", peer, "per million"})), spread("%.3f", share)}
+	}))
+	d.heading("The master's work when few connections come")
+	d.text("The same in percent of a core, while so many connections per second come, with one request each.")
+	header := []string{""}
+	for _, rate := range trickles {
+		header = append(header, strconv.Itoa(rate)+"/s")
+	}
+	d.table(header, d.eachPeer("cost", []string{"trickle"}, func(peer string) []string {
+		var out []string
+		for _, rate := range trickles {
+			out = append(out, spread("%.2f", b.results.of(key{"cost", "trickle", peer, strconv.Itoa(rate)})))
+		}
+		return out
 	}))
 	d.heading("Idle")
 	d.text("Processor time of all processes of a server that nobody asks, in percent of a core, over %v.", idleTime)

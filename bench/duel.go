@@ -6,6 +6,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 )
@@ -13,17 +14,20 @@ import (
 // Of the measure "duel": two servers of the same kind differ by some percent as
 // long as they live, by where their memory happens to be. So they are started
 // anew, and each start is one sample.
-const (
-	duelStarts = 2 // for each of the rounds of other measures
-	duelRounds = 2 // in each start
-)
+const duelStarts = 2 // for each of the rounds of other measures
 
-// duelTime is how long a round is: with work in it, answers take a while.
-func duelTime(w workload) time.Duration {
+// duelAll is the geometric mean of the workloads, of one start.
+const duelAll = "all six"
+
+// duelRounds says how many rounds there are in each start, and how long one is.
+// A load differs from the next by how its connections fell, not by how long it
+// takes: many short rounds say more than a few long ones. With work in it,
+// answers take a while.
+func duelRounds(w workload) (rounds int, each time.Duration) {
 	if w.path == pathCPU {
-		return 250 * time.Millisecond
+		return 2, 250 * time.Millisecond
 	}
-	return 120 * time.Millisecond
+	return 4, 100 * time.Millisecond
 }
 
 func duelLoads() []workload {
@@ -42,10 +46,12 @@ func measureDuel(ctx context.Context, b *bench) error {
 		for _, s := range servers {
 			s.client(pathHello, false).closedLoop(ctx, saturating, b.short(200*time.Millisecond)) // warm-up
 		}
+		together := make(map[key]float64) // sums of logarithms
 		for _, w := range loads {
-			b.cell = duelTime(w)
+			var rounds int
+			rounds, b.cell = duelRounds(w)
 			outcomes := make(map[string][]outcome)
-			interleave(ctx, duelRounds, servers, func(_ int, s *server) {
+			interleave(ctx, rounds, servers, func(_ int, s *server) {
 				outcomes[s.peer.name] = append(outcomes[s.peer.name], b.load(ctx, s, w))
 			})
 			for _, s := range servers {
@@ -56,7 +62,12 @@ func measureDuel(ctx context.Context, b *bench) error {
 				b.results.add(key{"duel", w.name, s.peer.name, "rate"}, rates.mean())
 				b.results.add(key{"duel", w.name, s.peer.name, "p99"}, tails.mean())
 				b.results.add(key{"duel", w.name, s.peer.name, "errors"}, errors.sum())
+				together[key{"duel", duelAll, s.peer.name, "rate"}] += math.Log(rates.mean())
+				together[key{"duel", duelAll, s.peer.name, "p99"}] += math.Log(tails.mean())
 			}
+		}
+		for k, sum := range together {
+			b.results.add(k, math.Exp(sum/float64(len(loads))))
 		}
 		stopAll(servers)
 	}
@@ -64,11 +75,11 @@ func measureDuel(ctx context.Context, b *bench) error {
 }
 
 func writeDuel(d *document, b *bench) {
-	d.text(`The workloads that saturate the servers once more, with servers that are started anew: %d times, with %d short rounds in each.
+	d.text(`The workloads that saturate the servers once more, with servers that are started anew: %d times, with two to four short rounds in each.
 A sample is what one start gave: servers of the same kind differ as long as they live, by where their memory happens to be.
 The mean here is the geometric one, and what is in parentheses is where it lies with a confidence of 95 %%.`,
-		duelStarts*b.rounds, duelRounds)
-	var names []string
+		duelStarts*b.rounds)
+	names := []string{duelAll}
 	for _, w := range duelLoads() {
 		names = append(names, w.name)
 	}
@@ -79,7 +90,10 @@ The mean here is the geometric one, and what is in parentheses is where it lies 
 		d.heading(m.title)
 		d.grid("duel", names, func(k key) string {
 			k.Metric = m.metric
-			if k.Peer == baseline {
+			switch {
+			case k.Peer == baseline && k.Case == duelAll:
+				return "1"
+			case k.Peer == baseline:
 				return single("1 = "+m.format, d.results.of(k).median())
 			}
 			ratios := d.results.ratios(k)
