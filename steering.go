@@ -147,7 +147,7 @@ func (st *steering) pace(now time.Time, open []int, arrived int) (expected float
 // before the next look.
 func (st *steering) turnover(all, arrived int, rate float64, many int) bool {
 	grown := max(all-st.open, -arrived)
-	enough := max(all, many) // to believe it
+	enough := max(all, steerMany) // to believe it
 	st.turned = min(max(0, st.turned+arrived-2*grown), 2*enough)
 	return st.turned >= enough && (all >= many || float64(all) <= rate*steerInterval.Seconds())
 }

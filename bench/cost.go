@@ -93,7 +93,7 @@ func measureCost(ctx context.Context, b *bench) error {
 			b.results.add(key{"cost", "idle", s.peer.name, "share"}, 100*float64(sum)/float64(time.Since(began)))
 		}
 	}
-	b.measureTrickle(ctx, servers)
+	b.measureMasters(ctx, servers)
 	if err := b.libraryBenchmark(ctx); err != nil {
 		b.note("what the library adds to a request was not measured: %v", err)
 	}
@@ -104,20 +104,40 @@ func measureCost(ctx context.Context, b *bench) error {
 // a master that they wake has nobody to hide behind.
 var trickles = []int{10, 100, 1000}
 
-const trickleTime = 500 * time.Millisecond
+const (
+	trickleTime = 500 * time.Millisecond
+	flood       = "saturated"
+	floodTime   = time.Second
+)
 
-// measureTrickle is what the masters with steering, and without, do meanwhile.
-func (b *bench) measureTrickle(ctx context.Context, servers []*server) {
-	servers = slices.DeleteFunc(slices.Clone(servers), func(s *server) bool { return s.peer.name != ours && s.peer.name != oursOff })
+// measureMasters is what the master does, with steering and without, while
+// connections come that are used once.
+func (b *bench) measureMasters(ctx context.Context, servers []*server) {
+	servers = slices.DeleteFunc(slices.Clone(servers), func(s *server) bool {
+		return s.peer.name != ours && s.peer.name != oursOff
+	})
+	work := func(s *server, name string, load func() float64) {
+		before, began := cpuTime(s.pid()), time.Now()
+		count := load()
+		master, took := cpuTime(s.pid())-before, time.Since(began)
+		b.results.add(key{"cost", "master", s.peer.name, name}, 100*float64(master)/float64(took))
+		if name == flood && count > 0 {
+			b.results.add(key{"cost", "master", s.peer.name, "per million"}, milliseconds(master)/count*1e6)
+		}
+	}
 	for range b.rounds {
 		for _, rate := range trickles {
 			interleave(ctx, 1, servers, func(_ int, s *server) {
-				before, began := cpuTime(s.pid()), time.Now()
-				s.client(pathHello, true).openLoop(ctx, 4, float64(rate), b.short(trickleTime))
-				share := 100 * float64(cpuTime(s.pid())-before) / float64(time.Since(began))
-				b.results.add(key{"cost", "trickle", s.peer.name, strconv.Itoa(rate)}, share)
+				work(s, strconv.Itoa(rate), func() float64 {
+					return float64(s.client(pathHello, true).openLoop(ctx, 4, float64(rate), b.short(trickleTime)).ok)
+				})
 			})
 		}
+		interleave(ctx, 1, servers, func(_ int, s *server) {
+			work(s, flood, func() float64 {
+				return b.load(ctx, s, workload{name: flood, path: pathHello, once: true}, b.short(floodTime)).Count
+			})
+		})
 	}
 }
 
@@ -166,27 +186,19 @@ func (b *bench) libraryBenchmark(ctx context.Context) error {
 
 func writeCost(d *document, b *bench) {
 	d.heading("The master's work while connections come")
-	d.text(`Processor time of the master under "%s", per million connections, and as a share of one processor. The master has nothing to do with a connection:
-what is there is what it does meanwhile.`, closing)
-	d.table([]string{"", "ms per million connections", "% of a core"}, d.eachPeer("cost", []string{"master"}, func(peer string) []string {
-		share := b.results.of(key{"cost", "master", peer, "share"})
-		if share.empty() {
-			return nil
-		}
-		return []string{spread("%.1f", b.results.of(key{"cost", "master", peer, "per million"})), spread("%.3f", share)}
-	}))
-	d.heading("The master's work when few connections come")
-	d.text("The same in percent of a core, while so many connections per second come, with one request each.")
+	d.text(`Processor time of the master in percent of a core, while so many connections per second come, with one request each ("saturated": as many as are
+answered, in %v), and per million connections then. The master has nothing to do with a connection: what is there is what it does meanwhile.`, floodTime)
 	header := []string{""}
 	for _, rate := range trickles {
 		header = append(header, strconv.Itoa(rate)+"/s")
 	}
-	d.table(header, d.eachPeer("cost", []string{"trickle"}, func(peer string) []string {
+	d.table(append(header, flood, "ms per million"), d.eachPeer("cost", []string{"master"}, func(peer string) []string {
+		of := func(metric string) samples { return b.results.of(key{"cost", "master", peer, metric}) }
 		var out []string
 		for _, rate := range trickles {
-			out = append(out, spread("%.2f", b.results.of(key{"cost", "trickle", peer, strconv.Itoa(rate)})))
+			out = append(out, spread("%.2f", of(strconv.Itoa(rate))))
 		}
-		return out
+		return append(out, spread("%.2f", of(flood)), spread("%.1f", of("per million")))
 	}))
 	d.heading("Idle")
 	d.text("Processor time of all processes of a server that nobody asks, in percent of a core, over %v.", idleTime)

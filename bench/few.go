@@ -173,7 +173,7 @@ func measureIdle(ctx context.Context, b *bench) error {
 		}
 		defer closeAll(conns)
 		add("per connection", (s.resident()-before)*1024/float64(count))
-		out, err := b.saturate(ctx, s, pathHello, false, saturating)
+		out, err := b.saturate(ctx, s, pathHello, false, saturating, b.cell)
 		if err != nil {
 			b.note("idle, %s: %v", s.peer.name, err)
 		}

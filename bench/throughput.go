@@ -42,8 +42,6 @@ func (w workload) takes(p *peer) bool {
 	return p.serves(w.path) && (w.peers == nil || slices.Contains(w.peers, p.name))
 }
 
-const closing = "hello, close" // whose connections the master's work is counted by
-
 // cell is one peer under one workload.
 type cell struct {
 	*server
@@ -80,9 +78,9 @@ func measureThroughput(ctx context.Context, b *bench) error {
 	return ctx.Err()
 }
 
-// load saturates s with w. What could not be measured is not a number.
-func (b *bench) load(ctx context.Context, s *server, w workload) outcome {
-	out, err := b.saturate(ctx, s, w.path, w.once, saturating)
+// load saturates s with w for a time. What could not be measured is not a number.
+func (b *bench) load(ctx context.Context, s *server, w workload, d time.Duration) outcome {
+	out, err := b.saturate(ctx, s, w.path, w.once, saturating, d)
 	if err != nil {
 		b.note("%s, %s: %v", s.peer.name, w.name, err)
 		return outcome{Rate: math.NaN(), P50: math.NaN(), P99: math.NaN(), P999: math.NaN(), Errors: math.NaN()}
@@ -91,9 +89,7 @@ func (b *bench) load(ctx context.Context, s *server, w workload) outcome {
 }
 
 func (b *bench) throughputOf(ctx context.Context, c cell) {
-	master, began := cpuTime(c.pid()), time.Now()
-	out := b.load(ctx, c.server, c.workload)
-	master = cpuTime(c.pid()) - master
+	out := b.load(ctx, c.server, c.workload, b.cell)
 	add := func(metric string, v float64) {
 		b.results.add(key{"throughput", c.workload.name, c.peer.name, metric}, v)
 	}
@@ -102,10 +98,6 @@ func (b *bench) throughputOf(ctx context.Context, c cell) {
 	add("p99", out.P99)
 	add("p99.9", out.P999)
 	add("errors", out.Errors)
-	if c.workload.name == closing && c.peer.master && !c.peer.control && out.Count > 0 {
-		b.results.add(key{"cost", "master", c.peer.name, "share"}, 100*float64(master)/float64(time.Since(began)))
-		b.results.add(key{"cost", "master", c.peer.name, "per million"}, milliseconds(master)/out.Count*1e6)
-	}
 }
 
 func writeThroughput(d *document, b *bench) {

@@ -35,18 +35,18 @@ end
 
 const wrkThreads = 2
 
-// saturate loads s with count connections for the time of a cell.
-func (b *bench) saturate(ctx context.Context, s *server, path string, once bool, count int) (outcome, error) {
+// saturate loads s with count connections for a time.
+func (b *bench) saturate(ctx context.Context, s *server, path string, once bool, count int, d time.Duration) (outcome, error) {
 	opened := connectionsOpened()
 	var out outcome
 	var err error
 	if b.wrk == "" {
-		t, rate := s.client(path, once).closedLoop(ctx, count, b.cell)
+		t, rate := s.client(path, once).closedLoop(ctx, count, d)
 		out = outcome{
 			Rate: rate, P50: t.percentile(50), P99: t.percentile(99), P999: t.percentile(99.9),
 			Errors: float64(t.lost()), Count: float64(t.ok),
 		}
-	} else if out, err = b.runWrk(ctx, s, path, once, count); err != nil {
+	} else if out, err = b.runWrk(ctx, s, path, once, count, d); err != nil {
 		return out, err
 	}
 	// Whoever says that it opens a connection for each request has to.
@@ -63,10 +63,10 @@ func (b *bench) saturate(ctx context.Context, s *server, path string, once bool,
 	return out, nil
 }
 
-func (b *bench) runWrk(ctx context.Context, s *server, path string, once bool, count int) (outcome, error) {
+func (b *bench) runWrk(ctx context.Context, s *server, path string, once bool, count int, d time.Duration) (outcome, error) {
 	// Its shortest time is a second. It ends in order, and counts the time that
 	// it has had, when it is interrupted.
-	ctx, cancel := context.WithTimeout(ctx, b.cell)
+	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
 	args := []string{"-t", strconv.Itoa(min(wrkThreads, count)), "-c", strconv.Itoa(count), "-d", "1m", "-s", b.script}
 	if once {
