@@ -194,6 +194,9 @@ answered, in %v), and per million connections then. The master has nothing to do
 	}
 	d.table(append(header, flood, "ms per million"), d.eachPeer("cost", []string{"master"}, func(peer string) []string {
 		of := func(metric string) samples { return b.results.of(key{"cost", "master", peer, metric}) }
+		if of(flood).empty() {
+			return nil
+		}
 		var out []string
 		for _, rate := range trickles {
 			out = append(out, spread("%.2f", of(strconv.Itoa(rate))))
