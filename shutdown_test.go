@@ -475,6 +475,19 @@ func TestHookThatHangs(t *testing.T) {
 	}
 }
 
+// TestSignalAtTheFirstFork: as soon as a hook says that there is a child, a
+// signal is a shutdown.
+func TestSignalAtTheFirstFork(t *testing.T) {
+	t.Parallel()
+	for range 10 {
+		s := prepare(t, "app", options{"enable_prefork": true, "Children": 3}).launch()
+		s.await(`EVENT \d+ fork \d+`)
+		s.signal(syscall.SIGTERM)
+		assert.Equal(t, 0, s.exit())
+		s.await(fmt.Sprintf("EVENT %d returned <nil>", s.cmd.Process.Pid))
+	}
+}
+
 // TestSilentConnection: one on which nothing was ever asked holds nothing up.
 func TestSilentConnection(t *testing.T) {
 	t.Parallel()
