@@ -141,8 +141,14 @@ func (b *bench) measureMasters(ctx context.Context, servers []*server) {
 	}
 }
 
+// The library's own benchmarks of what it adds.
+const (
+	added       = "prefork"
+	addedSilent = "prefork-silent"
+)
+
 var (
-	benchmarkLine = regexp.MustCompile(`BenchmarkRequest/(fiber|prefork)\S*\s+\d+\s+([\d.]+) ns/op\s+([\d.]+) B/op\s+([\d.]+) allocs/op`)
+	benchmarkLine = regexp.MustCompile(`BenchmarkAdded/(prefork|prefork-silent)(?:-\d+)?\s+\d+\s+([\d.]+) ns/op\s+([\d.]+) B/op\s+([\d.]+) allocs/op`)
 	benchmarkTime = "300ms"
 )
 
@@ -160,16 +166,16 @@ func (b *bench) libraryBenchmark(ctx context.Context) error {
 	}
 	for range b.rounds {
 		limit, cancel := context.WithTimeout(ctx, time.Minute)
-		cmd := exec.CommandContext(limit, binary, "-test.run", "^$", "-test.bench", "^BenchmarkRequest$", "-test.benchmem", "-test.benchtime", length)
+		cmd := exec.CommandContext(limit, binary, "-test.run", "^$", "-test.bench", "^BenchmarkAdded$", "-test.benchmem", "-test.benchtime", length)
 		cmd.Dir = b.library
 		out, err := cmd.CombinedOutput()
 		cancel()
 		if err != nil {
-			return fmt.Errorf("BenchmarkRequest: %w: %s", err, bytes.TrimSpace(out))
+			return fmt.Errorf("BenchmarkAdded: %w: %s", err, bytes.TrimSpace(out))
 		}
 		found := benchmarkLine.FindAllSubmatch(out, -1)
 		if len(found) == 0 {
-			return fmt.Errorf("no BenchmarkRequest/fiber and BenchmarkRequest/prefork in %s", b.library)
+			return fmt.Errorf("no BenchmarkAdded in %s", b.library)
 		}
 		for _, match := range found {
 			for i, metric := range []string{"ns", "bytes", "allocs"} {
@@ -228,20 +234,16 @@ A peer without a master is one process, in the columns of the child. "All" is th
 			return append(out, single("%.1f", of("child", "pss").sum()+of("master", "pss").sum()))
 		}))
 	d.heading("What the library adds to a request")
-	of := func(who, metric string) samples { return b.results.of(key{"cost", "request", who, metric}) }
-	if of("fiber", "ns").empty() || of("prefork", "ns").empty() {
-		d.text("Not measured.")
-		return
-	}
-	d.text("`go test -bench BenchmarkRequest -benchmem`: the handler chain of a request without a network, Fiber's and this library's. Medians of %d runs.", b.rounds)
+	d.text("`go test -bench BenchmarkAdded/`: what is called before and after the handler of a request. \"Beside a silent one\": while another connection is open on which nothing was asked.")
 	var rows [][]string
-	for _, who := range []string{"fiber", "prefork"} {
-		rows = append(rows, []string{who, spread("%.0f", of(who, "ns")), single("%.0f", of(who, "bytes").median()), single("%.0f", of(who, "allocs").median())})
+	for _, c := range []struct{ name, title string }{{added, "a request"}, {addedSilent, "beside a silent one"}} {
+		of := func(metric string) samples { return b.results.of(key{"cost", "request", c.name, metric}) }
+		if of("ns").empty() {
+			d.text("Not measured.")
+			return
+		}
+		rows = append(rows, []string{c.title, spread("%.0f", of("ns")), spread("%.0f", of("bytes")), spread("%.0f", of("allocs"))})
 	}
-	added := func(metric string) string {
-		return fmt.Sprintf("**%+.0f**", of("prefork", metric).median()-of("fiber", metric).median())
-	}
-	rows = append(rows, []string{"added", added("ns"), added("bytes"), added("allocs")})
 	d.table([]string{"", "ns", "bytes allocated", "allocations"}, rows)
 }
 
