@@ -384,14 +384,19 @@ func TestSignalToAChild(t *testing.T) {
 func TestKeepAliveDuringDrain(t *testing.T) {
 	t.Parallel()
 	s := start(t, "app", options{"enable_prefork": true, "drain_idle": keepAlive, "Children": 2})
-	var wg sync.WaitGroup
+	var begun, wg sync.WaitGroup
 	for range 32 {
+		begun.Add(1)
 		wg.Add(1)
 		conn, err := net.Dial("tcp", s.addr)
 		require.NoError(t, err)
 		go func() {
 			defer wg.Done()
 			defer func() { _ = conn.Close() }()
+			// Before its first request the kernel has the connection, if it defers
+			// it: a drain waits for that for a moment only.
+			first := sync.OnceFunc(begun.Done)
+			defer first()
 			r := bufio.NewReader(conn)
 			for {
 				if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); !assert.NoError(t, err) {
@@ -407,9 +412,11 @@ func TestKeepAliveDuringDrain(t *testing.T) {
 				if resp.Close {
 					return
 				}
+				first()
 			}
 		}()
 	}
+	begun.Wait()
 	s.signal(syscall.SIGTERM)
 	wg.Wait()
 	assert.Equal(t, 0, s.exit())
