@@ -491,20 +491,15 @@ func (m *master) watch() (stop func()) {
 	guardOutput()
 	m.signals = signalWatch{stop: func() {}, again: func() {}}
 	if !m.cfg.DisableSignals {
-		asked, first := false, time.Time{}
+		var first time.Time
 		m.signals = watchSignals(func(sig os.Signal) {
-			if !asksToEnd(sig) {
-				m.signalled(sig)
-				return
-			}
-			if !asked {
-				m.log.infof("%v: draining", sig)
-				go func() { _ = m.shutdown(context.Background()) }()
-				asked = true
-			}
 			switch {
+			case !asksToEnd(sig):
+				m.signalled(sig)
 			case first.IsZero():
 				first = time.Now()
+				m.log.infof("%v: draining", sig)
+				go func() { _ = m.shutdown(context.Background()) }()
 			case time.Since(first) >= secondSignal:
 				m.killAsk.send()
 			}
