@@ -25,6 +25,10 @@ import (
 // that. PREFORK_TEST_SEED repeats one.
 const walkSteps = 200
 
+// walkLosses is how many children a server loses in its life. The delay of a
+// recovery grows with those of its slot, to 6 to 13 s after that many.
+const walkLosses = 8
+
 func TestRandomWalk(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
@@ -62,6 +66,7 @@ type walk struct {
 	load   *load
 	size   int
 	kills  []time.Time // of children, in this life of the server
+	losses int         // these, and those that were told to end
 	usual  int         // descriptors of the master, for 3 children
 	trail  []string
 	asking time.Time // of the shutdown
@@ -70,7 +75,7 @@ type walk struct {
 func (w *walk) begin() {
 	w.s = startApp(w.t, w.path, "TESTAPP_CHILDREN="+strconv.Itoa(w.size))
 	w.load = startLoad(w.t, w.s.addr, 8, 8)
-	w.kills, w.asking = nil, time.Time{}
+	w.kills, w.losses, w.asking = nil, 0, time.Time{}
 	w.settle()
 	w.usual = w.s.descriptors() - w.size*perChild + 1 // for the executable that was reloaded
 }
@@ -110,7 +115,10 @@ func (w *walk) settle() {
 
 func (w *walk) step(n int) {
 	what := []string{"kill", "kill", "stop", "reload", "reload", "scale", "scale", "scale", "upgrade", "hang up a child", "end a child", "ask", "shutdown"}[w.rand.IntN(13)]
-	if what == "shutdown" && w.rand.IntN(3) > 0 {
+	switch {
+	case w.losses >= walkLosses:
+		what = "shutdown"
+	case what == "shutdown" && w.rand.IntN(3) > 0:
 		what = "kill two"
 	}
 	w.trail = append(w.trail, what)
@@ -144,6 +152,7 @@ func (w *walk) step(n int) {
 		if what == "end a child" {
 			sig = syscall.SIGTERM
 			least--
+			w.losses++
 		}
 		if pids := w.children(); len(pids) > 0 {
 			pid := pids[w.rand.IntN(len(pids))]
@@ -188,6 +197,7 @@ func (w *walk) kill(n int) {
 	w.rand.Shuffle(len(pids), func(i, j int) { pids[i], pids[j] = pids[j], pids[i] })
 	for _, pid := range pids[:min(n, len(pids))] {
 		w.kills = append(w.kills, time.Now())
+		w.losses++
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 		w.s.await(fmt.Sprintf(`^EVENT \d+ exit \d %d `, pid)) // the master knows
 	}
